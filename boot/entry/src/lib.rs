@@ -1,0 +1,2 @@
+//! From Xen's entry point to the kernel's main.
+#![no_std]

@@ -1,0 +1,3 @@
+//! The launcher behind `cargo boot`.
+
+fn main() {}

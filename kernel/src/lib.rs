@@ -1,0 +1,2 @@
+//! The parts of the unikernel that are plain logic.
+#![no_std]

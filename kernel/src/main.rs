@@ -1,0 +1,2 @@
+//! The unikernel.
+fn main() {}

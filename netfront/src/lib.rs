@@ -1,0 +1,2 @@
+//! A Xen network frontend.
+#![no_std]

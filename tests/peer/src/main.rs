@@ -1,0 +1,2 @@
+//! The test bed's tool.
+fn main() {}
