@@ -1,2 +1,179 @@
-//! shared
+//! Memory that another domain can read and write at any time: by-value loads, stores and copies, and no
+//! references.
+//!
+//! A Rust reference promises that nobody else writes what it points at, and the compiler may read twice
+//! through it. So shared memory is only reached through these two types, which use atomics for words and
+//! volatile accesses for bulk copies. They know neither who shares the memory nor what lies in it.
 #![no_std]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::ring::SharedWords;
+
+/// A shared page, seen as 1024 words: what a ring lies in.
+#[derive(Debug)]
+pub struct SharedPage(NonNull<AtomicU32>);
+
+// SAFETY: the type is a pointer to memory that lives as long as the value (the promise of `new`), and every
+// access through it is atomic, so it may be used from whichever thread owns it.
+unsafe impl Send for SharedPage {}
+
+impl SharedPage {
+    /// Takes a page that another domain shares, or will share.
+    ///
+    /// # Safety
+    /// `page` points to 4096 readable and writable bytes, aligned to a page, that stay mapped for as long as
+    /// the value lives, and nothing in this program accesses them but by atomics.
+    pub const unsafe fn new(page: NonNull<u8>) -> Self {
+        Self(page.cast())
+    }
+
+    fn word(&self, word: usize) -> &AtomicU32 {
+        assert!(word < PAGE_SIZE / 4, "word {word} is outside the page");
+        // SAFETY: `word` was just bounded, so the result lies in the page that `new` was promised.
+        let at = unsafe { self.0.add(word) };
+        // SAFETY: the page is mapped and aligned while `self` lives, and is only accessed by atomics.
+        unsafe { at.as_ref() }
+    }
+}
+
+impl SharedWords for SharedPage {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        self.word(word).load(order)
+    }
+
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        self.word(word).store(value, order);
+    }
+
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A range of shared bytes that is copied out of or into, never borrowed.
+#[derive(Debug)]
+pub struct SharedBytes {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: as for `SharedPage`: a pointer to memory that outlives the value, accessed without references.
+unsafe impl Send for SharedBytes {}
+
+/// A copy would leave the shared range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfRange;
+
+impl SharedBytes {
+    /// Takes a range that another domain shares.
+    ///
+    /// # Safety
+    /// `start` points to `len` readable and writable bytes that stay mapped for as long as the value lives,
+    /// and nothing in this program holds a reference into them.
+    pub const unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
+        Self { start, len }
+    }
+
+    /// Returns the length of the range, in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether the range has no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn check(&self, offset: usize, len: usize) -> Result<(), OutOfRange> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(OutOfRange),
+        }
+    }
+
+    /// Copies `into.len()` bytes out of the range from `offset` on. Each byte is read once; what the other
+    /// domain writes meanwhile may or may not be in the copy.
+    ///
+    /// # Errors
+    /// [`OutOfRange`]; nothing is then copied.
+    pub fn copy_out(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfRange> {
+        self.check(offset, into.len())?;
+        let (words, tail) = into.as_chunks_mut::<8>();
+        let bulk = words.len() * 8;
+        for (i, word) in words.iter_mut().enumerate() {
+            // SAFETY: `offset + into.len()` was checked to lie in the range that `new` was promised.
+            let at = unsafe { self.start.add(offset + i * 8) };
+            // SAFETY: eight readable bytes at `at`, by the same check; the read is volatile, so it is made
+            // once, and of a type for which every bit pattern is a value.
+            *word = unsafe { at.cast::<[u8; 8]>().read_volatile() };
+        }
+        for (i, byte) in tail.iter_mut().enumerate() {
+            // SAFETY: in range by the same check.
+            let at = unsafe { self.start.add(offset + bulk + i) };
+            // SAFETY: one readable byte, by the same check.
+            *byte = unsafe { at.read_volatile() };
+        }
+        Ok(())
+    }
+
+    /// Copies `from` into the range at `offset`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`]; nothing is then copied.
+    pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRange> {
+        self.check(offset, from.len())?;
+        let (words, tail) = from.as_chunks::<8>();
+        let bulk = words.len() * 8;
+        for (i, word) in words.iter().enumerate() {
+            // SAFETY: `offset + from.len()` was checked to lie in the range that `new` was promised.
+            let at = unsafe { self.start.add(offset + i * 8) };
+            // SAFETY: eight writable bytes at `at`, by the same check.
+            unsafe { at.cast::<[u8; 8]>().write_volatile(*word) };
+        }
+        for (i, byte) in tail.iter().enumerate() {
+            // SAFETY: in range by the same check.
+            let at = unsafe { self.start.add(offset + bulk + i) };
+            // SAFETY: one writable byte, by the same check.
+            unsafe { at.write_volatile(*byte) };
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(align(4096))]
+    struct Page([u8; PAGE_SIZE]);
+
+    #[test]
+    fn words_are_little_endian_and_in_place() {
+        let mut page = Page([0; PAGE_SIZE]);
+        // SAFETY: the page outlives `words`, and is not touched before `words` was used last.
+        let words = unsafe { SharedPage::new(NonNull::from(&mut page.0).cast()) };
+        words.store(1023, 0x0403_0201, Ordering::Release);
+        assert_eq!(words.load(1023, Ordering::Acquire), 0x0403_0201);
+        assert_eq!(page.0[4092..], [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn copies_are_exact_and_stay_inside() {
+        let mut bytes = [0u8; 64];
+        // SAFETY: the array outlives `shared`, and is not touched while `shared` lives.
+        let shared = unsafe { SharedBytes::new(NonNull::from(&mut bytes).cast(), 64) };
+        let pattern: [u8; 29] = core::array::from_fn(|i| i as u8 + 1);
+        assert_eq!(shared.copy_in(3, &pattern), Ok(()));
+        let mut back = [0; 31];
+        assert_eq!(shared.copy_out(2, &mut back), Ok(()));
+        assert_eq!((back[0], back[30]), (0, 0));
+        assert_eq!(back[1..30], pattern);
+        assert_eq!(shared.copy_in(36, &pattern), Err(OutOfRange));
+        assert_eq!(shared.copy_in(usize::MAX, &pattern), Err(OutOfRange));
+        assert_eq!(shared.copy_out(64, &mut back[..0]), Ok(()));
+        assert_eq!(shared.copy_out(64, &mut back[..1]), Err(OutOfRange));
+    }
+}

@@ -1,0 +1,439 @@
+//! The shared ring of `xen/include/public/io/ring.h`: index arithmetic and the notify protocol, both halves.
+//!
+//! A ring is one page: `req_prod`, `req_event`, `rsp_prod`, `rsp_event` in its first 16 bytes, then 256
+//! slots from byte 64 on, in which a response takes the place of a request. This module moves words around
+//! very carefully; it knows neither what a slot means nor how a page comes to be shared.
+//!
+//! Each half keeps its own indices in private fields. What the peer publishes is loaded once for each call,
+//! and is bounded before it is used: an index that cannot be true is an [`Overrun`], never an out-of-range
+//! access.
+
+use core::marker::PhantomData;
+use core::sync::atomic::Ordering;
+
+use crate::netif::RING_SLOTS;
+
+const REQ_PROD: usize = 0;
+const REQ_EVENT: usize = 1;
+const RSP_PROD: usize = 2;
+const RSP_EVENT: usize = 3;
+/// The word at which slot 0 starts (byte 64).
+const FIRST_SLOT: usize = 16;
+
+/// A page of 1024 words that the other end can read and write at any time.
+///
+/// Implemented by the real shared page and, in tests, by a model checker's.
+pub trait SharedWords {
+    /// Loads the word with the given index (below 1024).
+    fn load(&self, word: usize, order: Ordering) -> u32;
+    /// Stores the word with the given index (below 1024).
+    fn store(&self, word: usize, value: u32, order: Ordering);
+    /// Orders every earlier store before every later load (`xen_mb()`).
+    fn full_fence(&self);
+}
+
+/// A message that fits in a slot.
+pub trait Slot: Copy {
+    /// Packs the message; words beyond the slot are zero.
+    fn to_words(self) -> [u32; 3];
+    /// Unpacks a message; every bit pattern is some message.
+    fn from_words(words: [u32; 3]) -> Self;
+}
+
+/// One of the two netif rings.
+pub trait RingKind {
+    /// Words in a slot.
+    const SLOT_WORDS: usize;
+}
+
+/// A free-running ring index. It wraps at 2^32, and is compared by distance only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Index(pub u32);
+
+impl Index {
+    /// Returns the index `n` further on.
+    #[must_use]
+    pub const fn plus(self, n: u32) -> Self {
+        Self(self.0.wrapping_add(n))
+    }
+
+    /// Returns how far `self` lies beyond `earlier`.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
+
+    /// Returns the slot that the index names.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        (self.0 % RING_SLOTS) as usize
+    }
+}
+
+/// The peer published an index that cannot be true. The ring must not be used any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overrun {
+    /// How many messages the peer claims.
+    pub claimed: u32,
+    /// How many there can be at most.
+    pub possible: u32,
+}
+
+impl core::fmt::Display for Overrun {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "ring index claims {} messages where at most {} can be", self.claimed, self.possible)
+    }
+}
+
+impl core::error::Error for Overrun {}
+
+fn load_slot<K: RingKind, P: SharedWords>(page: &P, at: Index) -> [u32; 3] {
+    let base = FIRST_SLOT + at.slot() * K::SLOT_WORDS;
+    let mut words = [0; 3];
+    for (i, word) in words.iter_mut().take(K::SLOT_WORDS).enumerate() {
+        *word = page.load(base + i, Ordering::Relaxed);
+    }
+    words
+}
+
+fn store_slot<K: RingKind, P: SharedWords>(page: &P, at: Index, words: [u32; 3]) {
+    let base = FIRST_SLOT + at.slot() * K::SLOT_WORDS;
+    for (i, word) in words.into_iter().take(K::SLOT_WORDS).enumerate() {
+        page.store(base + i, word, Ordering::Relaxed);
+    }
+}
+
+/// Publishes `new` in the producer word and returns whether the peer asked to be notified of a message in
+/// `old..new` (`RING_PUSH_*_AND_CHECK_NOTIFY`).
+fn publish<P: SharedWords>(page: &P, prod: usize, event: usize, old: Index, new: Index) -> bool {
+    page.store(prod, new.0, Ordering::Release);
+    page.full_fence();
+    let wanted = Index(page.load(event, Ordering::Relaxed));
+    new.since(wanted) < new.since(old)
+}
+
+/// The frontend's half of a ring.
+#[derive(Debug)]
+pub struct FrontRing<K, P> {
+    page: P,
+    req_prod: Index,
+    req_published: Index,
+    rsp_cons: Index,
+    kind: PhantomData<K>,
+}
+
+impl<K: RingKind, P: SharedWords> FrontRing<K, P> {
+    /// Initialises the page (`SHARED_RING_INIT`) and returns the half. The page must not be granted yet.
+    pub fn new(page: P) -> Self {
+        Self::starting_at(page, Index(0))
+    }
+
+    /// As [`new`](Self::new), with all indices at `start`, so that tests reach the wrap.
+    pub fn starting_at(page: P, start: Index) -> Self {
+        page.store(REQ_PROD, start.0, Ordering::Relaxed);
+        page.store(RSP_PROD, start.0, Ordering::Relaxed);
+        page.store(REQ_EVENT, start.plus(1).0, Ordering::Relaxed);
+        page.store(RSP_EVENT, start.plus(1).0, Ordering::Release);
+        Self { page, req_prod: start, req_published: start, rsp_cons: start, kind: PhantomData }
+    }
+
+    /// Returns how many requests can be pushed now.
+    pub fn free_slots(&self) -> u32 {
+        RING_SLOTS - self.req_prod.since(self.rsp_cons)
+    }
+
+    /// Returns how many requests, published or not, have no taken response yet.
+    pub fn in_flight(&self) -> u32 {
+        self.req_prod.since(self.rsp_cons)
+    }
+
+    /// Returns the index that the next pushed request will have.
+    pub fn next_request(&self) -> Index {
+        self.req_prod
+    }
+
+    /// Returns the index of the next response to take.
+    pub fn next_response(&self) -> Index {
+        self.rsp_cons
+    }
+
+    /// Writes a request into the next slot, unpublished. Returns its index, or `None` when the ring is full.
+    pub fn push(&mut self, request: impl Slot) -> Option<Index> {
+        if self.free_slots() == 0 {
+            return None;
+        }
+        let at = self.req_prod;
+        store_slot::<K, P>(&self.page, at, request.to_words());
+        self.req_prod = at.plus(1);
+        Some(at)
+    }
+
+    /// Publishes what was pushed. Returns whether the backend must be notified.
+    #[must_use]
+    pub fn publish(&mut self) -> bool {
+        if self.req_published == self.req_prod {
+            return false;
+        }
+        let old = self.req_published;
+        self.req_published = self.req_prod;
+        publish(&self.page, REQ_PROD, REQ_EVENT, old, self.req_prod)
+    }
+
+    /// Returns how many responses are there to take.
+    ///
+    /// # Errors
+    /// [`Overrun`] when the backend claims to have answered more than was published.
+    pub fn available(&self) -> Result<u32, Overrun> {
+        let claimed = Index(self.page.load(RSP_PROD, Ordering::Acquire)).since(self.rsp_cons);
+        let possible = self.req_published.since(self.rsp_cons);
+        if claimed > possible { Err(Overrun { claimed, possible }) } else { Ok(claimed) }
+    }
+
+    /// Returns a copy of the response `ahead` places after the next one, which the caller knows to be
+    /// [`available`](Self::available), without taking it.
+    pub fn peek<S: Slot>(&self, ahead: u32) -> S {
+        S::from_words(load_slot::<K, P>(&self.page, self.rsp_cons.plus(ahead)))
+    }
+
+    /// Takes `n` responses that [`available`](Self::available) has counted.
+    pub fn advance(&mut self, n: u32) {
+        debug_assert!(n <= self.req_published.since(self.rsp_cons));
+        self.rsp_cons = self.rsp_cons.plus(n);
+    }
+
+    /// Asks to be notified of the next response. Returns whether there is one already
+    /// (`RING_FINAL_CHECK_FOR_RESPONSES`): a caller that gets `true` must not sleep.
+    #[must_use]
+    pub fn rearm(&mut self) -> bool {
+        self.rearm_after(1)
+    }
+
+    /// As [`rearm`](Self::rearm), for the `n`th response from now on (1 or more).
+    #[must_use]
+    pub fn rearm_after(&mut self, n: u32) -> bool {
+        self.page.store(RSP_EVENT, self.rsp_cons.plus(n).0, Ordering::Relaxed);
+        self.page.full_fence();
+        let ready = Index(self.page.load(RSP_PROD, Ordering::Acquire)).since(self.rsp_cons);
+        ready >= n
+    }
+
+    /// Returns the page, which is not shared any more.
+    pub fn into_page(self) -> P {
+        self.page
+    }
+}
+
+/// The backend's half of a ring.
+#[derive(Debug)]
+pub struct BackRing<K, P> {
+    page: P,
+    req_cons: Index,
+    rsp_prod: Index,
+    rsp_published: Index,
+    kind: PhantomData<K>,
+}
+
+impl<K: RingKind, P: SharedWords> BackRing<K, P> {
+    /// Attaches to a page that a frontend initialised, at the responses that are published in it: 0 in a new
+    /// ring, and where an earlier backend stopped in an old one. Requests that it took and did not answer are
+    /// taken again.
+    pub fn attach(page: P) -> Self {
+        let at = Index(page.load(RSP_PROD, Ordering::Acquire));
+        Self { page, req_cons: at, rsp_prod: at, rsp_published: at, kind: PhantomData }
+    }
+
+    /// Returns how many requests are there to take.
+    ///
+    /// # Errors
+    /// [`Overrun`] when the frontend claims more unanswered requests than the ring has slots
+    /// (`RING_REQUEST_PROD_OVERFLOW`).
+    pub fn available(&self) -> Result<u32, Overrun> {
+        let published = Index(self.page.load(REQ_PROD, Ordering::Acquire));
+        let unanswered = published.since(self.rsp_prod);
+        if unanswered > RING_SLOTS {
+            return Err(Overrun { claimed: unanswered, possible: RING_SLOTS });
+        }
+        let claimed = published.since(self.req_cons);
+        // A producer that went backwards, behind what was taken already.
+        if claimed > RING_SLOTS {
+            return Err(Overrun { claimed, possible: RING_SLOTS });
+        }
+        Ok(claimed)
+    }
+
+    /// Returns a copy of the request `ahead` places after the next one, which the caller knows to be
+    /// [`available`](Self::available), without taking it.
+    pub fn peek<S: Slot>(&self, ahead: u32) -> S {
+        S::from_words(load_slot::<K, P>(&self.page, self.req_cons.plus(ahead)))
+    }
+
+    /// Takes `n` requests that [`available`](Self::available) has counted.
+    pub fn advance(&mut self, n: u32) {
+        self.req_cons = self.req_cons.plus(n);
+    }
+
+    /// Returns the index of the next request to take.
+    pub fn next_request(&self) -> Index {
+        self.req_cons
+    }
+
+    /// Returns how many taken requests have no response yet.
+    pub fn unanswered(&self) -> u32 {
+        self.req_cons.since(self.rsp_prod)
+    }
+
+    /// Writes the response to the oldest unanswered request, unpublished. Returns its index, or `None` when
+    /// every taken request is answered.
+    pub fn respond(&mut self, response: impl Slot) -> Option<Index> {
+        if self.unanswered() == 0 {
+            return None;
+        }
+        let at = self.rsp_prod;
+        store_slot::<K, P>(&self.page, at, response.to_words());
+        self.rsp_prod = at.plus(1);
+        Some(at)
+    }
+
+    /// Publishes the responses. Returns whether the frontend must be notified.
+    #[must_use]
+    pub fn publish(&mut self) -> bool {
+        if self.rsp_published == self.rsp_prod {
+            return false;
+        }
+        let old = self.rsp_published;
+        self.rsp_published = self.rsp_prod;
+        publish(&self.page, RSP_PROD, RSP_EVENT, old, self.rsp_prod)
+    }
+
+    /// Asks to be notified of the next request. Returns whether there is one already
+    /// (`RING_FINAL_CHECK_FOR_REQUESTS`): a caller that gets `true` must not sleep.
+    #[must_use]
+    pub fn rearm(&mut self) -> bool {
+        self.rearm_after(1)
+    }
+
+    /// As [`rearm`](Self::rearm), for the `n`th request from now on (1 or more).
+    #[must_use]
+    pub fn rearm_after(&mut self, n: u32) -> bool {
+        self.page.store(REQ_EVENT, self.req_cons.plus(n).0, Ordering::Relaxed);
+        self.page.full_fence();
+        let ready = Index(self.page.load(REQ_PROD, Ordering::Acquire)).since(self.req_cons);
+        ready >= n
+    }
+
+    /// Returns whether the frontend asks to be notified of the very next response: it has taken all that is
+    /// published and is asleep, or about to be. A frontend that is busy has its event index behind.
+    pub fn frontend_waits(&self) -> bool {
+        let wanted = Index(self.page.load(RSP_EVENT, Ordering::Relaxed));
+        wanted.since(self.rsp_published) == 1
+    }
+
+    /// Returns the page, to be unmapped.
+    pub fn into_page(self) -> P {
+        self.page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse};
+    use core::cell::Cell;
+
+    /// A page for one thread.
+    struct Local([Cell<u32>; 1024]);
+
+    impl SharedWords for &Local {
+        fn load(&self, word: usize, _: Ordering) -> u32 {
+            self.0[word].get()
+        }
+        fn store(&self, word: usize, value: u32, _: Ordering) {
+            self.0[word].set(value);
+        }
+        fn full_fence(&self) {}
+    }
+
+    fn page() -> Local {
+        Local([const { Cell::new(0) }; 1024])
+    }
+
+    #[test]
+    fn both_halves_agree_across_the_wrap_of_the_index() {
+        let page = page();
+        let mut front = FrontRing::<Rx, _>::starting_at(&page, Index(u32::MAX - 300));
+        let mut back = BackRing::<Rx, _>::attach(&page);
+        for round in 0..700u32 {
+            let request = RxRequest { id: round as u16, gref: round };
+            let at = front.push(request).unwrap();
+            assert!(front.publish(), "the backend armed the ring, so it is to be told");
+            assert_eq!(back.available(), Ok(1));
+            assert_eq!(back.peek::<RxRequest>(0), request);
+            back.advance(1);
+            assert!(!back.rearm());
+            let response = RxResponse { id: request.id, offset: 0, flags: 0, status: 60 };
+            assert_eq!(back.respond(response), Some(at));
+            assert!(back.frontend_waits());
+            assert!(back.publish());
+            assert_eq!(front.available(), Ok(1));
+            assert_eq!(front.peek::<RxResponse>(0), response);
+            front.advance(1);
+            assert!(!front.rearm());
+        }
+    }
+
+    #[test]
+    fn a_full_ring_takes_no_more_and_a_busy_peer_is_not_notified() {
+        let page = page();
+        let mut front = FrontRing::<Tx, _>::new(&page);
+        for i in 0..RING_SLOTS {
+            assert!(front.push(TxRequest { gref: i, ..TxRequest::default() }).is_some());
+        }
+        assert!(front.push(TxRequest::default()).is_none());
+        assert!(front.publish());
+        let mut back = BackRing::<Tx, _>::attach(&page);
+        assert_eq!(back.available(), Ok(RING_SLOTS));
+        back.advance(RING_SLOTS);
+        assert!(back.respond(TxResponse::default()).is_some());
+        assert!(back.publish(), "the first response was asked for");
+        assert!(!back.frontend_waits(), "the frontend has not taken it yet");
+        assert!(back.respond(TxResponse::default()).is_some());
+        assert!(!back.publish(), "and the second was not");
+        assert_eq!(front.available(), Ok(2));
+        front.advance(2);
+        assert!(!front.rearm());
+        assert!(back.frontend_waits());
+    }
+
+    #[test]
+    fn lying_indices_are_overruns() {
+        let page = page();
+        let mut front = FrontRing::<Rx, _>::new(&page);
+        front.push(RxRequest::default()).unwrap();
+        let _ = front.publish();
+        page.0[RSP_PROD].set(2);
+        assert_eq!(front.available(), Err(Overrun { claimed: 2, possible: 1 }));
+        page.0[RSP_PROD].set(u32::MAX);
+        assert!(front.available().is_err(), "nor may it go backwards");
+        page.0[RSP_PROD].set(0);
+        let mut back = BackRing::<Rx, _>::attach(&page);
+        page.0[REQ_PROD].set(257);
+        assert_eq!(back.available(), Err(Overrun { claimed: 257, possible: 256 }));
+        page.0[REQ_PROD].set(1);
+        back.advance(back.available().unwrap());
+        page.0[REQ_PROD].set(0);
+        assert!(back.available().is_err(), "a taken request cannot be withdrawn");
+    }
+
+    #[test]
+    fn responses_never_outrun_taken_requests() {
+        let page = page();
+        let mut front = FrontRing::<Rx, _>::new(&page);
+        front.push(RxRequest::default()).unwrap();
+        let _ = front.publish();
+        let mut back = BackRing::<Rx, _>::attach(&page);
+        assert!(back.respond(RxResponse::default()).is_none());
+        back.advance(1);
+        assert!(back.respond(RxResponse::default()).is_some());
+        assert!(back.respond(RxResponse::default()).is_none());
+    }
+}
