@@ -1,2 +1,238 @@
-//! The test bed's tool.
-fn main() {}
+//! The command line of the test bed's tool.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use drayage_peer::frame::{UdpFlow, parse_mac};
+use drayage_peer::ping::{PingOptions, Stop};
+use drayage_peer::recv::RecvOptions;
+use drayage_peer::send::SendOptions;
+use drayage_peer::{agent, echo, init, ping, recv, send, sys};
+use serde::Serialize;
+
+/// Traffic and control inside the test bed's machines.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves the launcher's requests on a serial line.
+    Agent {
+        /// Serial line.
+        #[arg(long)]
+        tty: PathBuf,
+    },
+    /// Runs as the first process of a Linux guest.
+    Init,
+    /// Inserts kernel modules in the given order.
+    Insmod {
+        /// Uncompressed modules.
+        modules: Vec<PathBuf>,
+    },
+    /// Sends UDP frames out of a device and prints a report.
+    Send(SendArgs),
+    /// Counts UDP datagrams and prints a report for every stream.
+    Recv(RecvArgs),
+    /// Sends ICMP echo requests and prints a report.
+    Ping(PingArgs),
+    /// Sends datagrams to an echo service and compares what comes back.
+    UdpEcho {
+        /// Address of the service.
+        to: IpAddr,
+        /// Port of the service.
+        #[arg(long, default_value_t = echo::PORT)]
+        port: u16,
+        /// Datagrams.
+        #[arg(long, default_value_t = 100)]
+        count: u64,
+        /// Payload of each.
+        #[arg(long, default_value_t = 512)]
+        bytes: usize,
+    },
+    /// Sends a stream to an echo service and compares what comes back.
+    TcpEcho {
+        /// Address of the service.
+        to: IpAddr,
+        /// Port of the service.
+        #[arg(long, default_value_t = echo::PORT)]
+        port: u16,
+        /// Length of the stream.
+        #[arg(long, default_value_t = 1 << 20)]
+        bytes: u64,
+        /// Seed of the stream.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Longest silence.
+        #[arg(long, default_value_t = 20_000)]
+        timeout_ms: u64,
+    },
+    /// Serves UDP and TCP echo.
+    ServeEcho {
+        /// Port.
+        #[arg(long, default_value_t = echo::PORT)]
+        port: u16,
+    },
+}
+
+#[derive(Debug, Args)]
+struct SendArgs {
+    /// Device to send out of.
+    #[arg(long)]
+    dev: String,
+    /// Destination MAC.
+    #[arg(long, value_parser = parse_mac)]
+    dst_mac: MacBytes,
+    /// Source MAC.
+    #[arg(long, value_parser = parse_mac, default_value = "02:00:00:00:00:01")]
+    src_mac: MacBytes,
+    /// Destination address.
+    #[arg(long)]
+    dst_ip: Ipv4Addr,
+    /// Source address.
+    #[arg(long)]
+    src_ip: Ipv4Addr,
+    /// Destination port.
+    #[arg(long, default_value_t = 9)]
+    dst_port: u16,
+    /// Source port.
+    #[arg(long, default_value_t = 4000)]
+    src_port: u16,
+    /// Bytes of a frame without its FCS.
+    #[arg(long, default_value_t = 60)]
+    frame: usize,
+    /// Frames.
+    #[arg(long, default_value_t = 10_000)]
+    count: u64,
+    /// Frames a second; as many as the socket buffer lets through when absent.
+    #[arg(long)]
+    rate: Option<u64>,
+    /// Frames handed over in one system call.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Socket buffer in bytes.
+    #[arg(long)]
+    sndbuf: Option<usize>,
+}
+
+/// Named so that clap does not take the array for a list.
+type MacBytes = [u8; 6];
+
+#[derive(Debug, Args)]
+struct RecvArgs {
+    /// UDP port.
+    #[arg(long, default_value_t = 9)]
+    port: u16,
+    /// Ends after this many datagrams.
+    #[arg(long)]
+    count: Option<u64>,
+    /// Silence that ends a stream.
+    #[arg(long, default_value_t = 300)]
+    idle_ms: u64,
+    /// Longest wait for the first datagram.
+    #[arg(long)]
+    timeout_ms: Option<u64>,
+    /// Where the reports go instead of standard output.
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct PingArgs {
+    /// Whom to ask.
+    to: Ipv4Addr,
+    /// Requests.
+    #[arg(long, default_value_t = 5)]
+    count: u64,
+    /// Payload of each.
+    #[arg(long, default_value_t = 56)]
+    bytes: usize,
+    /// Longest wait for each answer.
+    #[arg(long, default_value_t = 1000)]
+    interval_ms: u64,
+    /// Stops at the first answer.
+    #[arg(long)]
+    until_answered: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peer: {error:#}");
+            if std::process::id() == 1 {
+                eprintln!("peer: {}", sys::power_off());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Agent { tty } => agent::serve_tty(&tty),
+        Command::Init => init::run(),
+        Command::Insmod { modules } => modules.iter().try_for_each(|path| init::insert(path)),
+        Command::Send(args) => print(&send::send(&send_options(args))?),
+        Command::Recv(args) => {
+            let options = RecvOptions {
+                port: args.port,
+                count: args.count,
+                idle_ms: args.idle_ms,
+                timeout_ms: args.timeout_ms,
+            };
+            match args.output {
+                Some(path) => recv::recv(
+                    options,
+                    &mut std::fs::OpenOptions::new().append(true).create(true).open(path)?,
+                ),
+                None => recv::recv(options, &mut io::stdout()),
+            }
+        }
+        Command::Ping(args) => print(&ping::ping(&PingOptions {
+            to: args.to,
+            count: args.count,
+            payload_bytes: args.bytes,
+            interval_ms: args.interval_ms,
+            stop: if args.until_answered { Stop::AtFirstAnswer } else { Stop::AfterAll },
+        })?),
+        Command::UdpEcho { to, port, count, bytes } => print(&echo::udp_client(to, port, count, bytes)?),
+        Command::TcpEcho { to, port, bytes, seed, timeout_ms } => {
+            print(&echo::tcp_client(to, port, bytes, seed, Duration::from_millis(timeout_ms))?)
+        }
+        Command::ServeEcho { port } => echo::serve(port),
+    }
+}
+
+fn send_options(args: SendArgs) -> SendOptions {
+    SendOptions {
+        device: args.dev,
+        flow: UdpFlow {
+            src_mac: args.src_mac,
+            dst_mac: args.dst_mac,
+            src_ip: args.src_ip,
+            dst_ip: args.dst_ip,
+            src_port: args.src_port,
+            dst_port: args.dst_port,
+        },
+        frame_bytes: args.frame,
+        count: args.count,
+        rate: args.rate,
+        batch: args.batch,
+        buffer_bytes: args.sndbuf,
+    }
+}
+
+fn print(report: &impl Serialize) -> Result<()> {
+    writeln!(io::stdout(), "{}", serde_json::to_string(report)?)?;
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Echo clients that compare every byte that comes back, and the server for a Linux guest. Knows
+//! nothing of the machine that it runs on.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::report::EchoReport;
+use crate::sys;
+
+/// The echo service's port (RFC 862).
+pub const PORT: u16 = 7;
+
+/// Attempts for one datagram.
+const ATTEMPTS: u64 = 5;
+
+/// Fills a buffer with bytes that depend on a seed (xorshift64*).
+pub fn fill_pseudo_random(buffer: &mut [u8], seed: u64) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for chunk in buffer.chunks_mut(8) {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let word = state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+        chunk.copy_from_slice(&word[..chunk.len()]);
+    }
+}
+
+/// Sends datagrams one by one and compares the answers.
+pub fn udp_client(to: IpAddr, port: u16, count: u64, len_bytes: usize) -> Result<EchoReport> {
+    let local: SocketAddr = match to {
+        IpAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(local).context("opening a UDP socket")?;
+    socket.connect((to, port)).with_context(|| format!("UDP to {to} port {port}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut report = new_report("udp");
+    let started_ns = sys::monotonic_ns();
+    for at in 0..count {
+        let mut payload = vec![0; len_bytes];
+        fill_pseudo_random(&mut payload, at + 1);
+        report.sent_bytes += payload.len() as u64;
+        match exchange(&socket, &payload, &mut report.retries)? {
+            Some(answer) => {
+                report.received_bytes += answer.len() as u64;
+                report.mismatched += u64::from(answer != payload);
+            }
+            None => report.mismatched += 1,
+        }
+    }
+    report.elapsed_ns = sys::monotonic_ns() - started_ns;
+    Ok(report)
+}
+
+/// Sends a datagram until something comes back.
+fn exchange(socket: &UdpSocket, payload: &[u8], retries: &mut u64) -> Result<Option<Vec<u8>>> {
+    let mut answer = vec![0; payload.len() + 64];
+    for attempt in 0..ATTEMPTS {
+        *retries += u64::from(attempt > 0);
+        let result = socket.send(payload).and_then(|_| socket.recv(&mut answer));
+        match result {
+            Ok(len) => {
+                answer.truncate(len);
+                return Ok(Some(answer));
+            }
+            Err(error) if is_transient(&error) => {}
+            Err(error) => return Err(error).context("UDP echo"),
+        }
+    }
+    Ok(None)
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, Interrupted, NetworkUnreachable, TimedOut, WouldBlock,
+    };
+    matches!(
+        error.kind(),
+        WouldBlock | TimedOut | Interrupted | ConnectionRefused | HostUnreachable | NetworkUnreachable
+    )
+}
+
+/// Sends a stream while it reads it back, and compares.
+pub fn tcp_client(to: IpAddr, port: u16, len_bytes: u64, seed: u64, timeout: Duration) -> Result<EchoReport> {
+    let address = SocketAddr::new(to, port);
+    let started_ns = sys::monotonic_ns();
+    let stream =
+        TcpStream::connect_timeout(&address, timeout).with_context(|| format!("TCP to {to} port {port}"))?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    let mut writing = stream.try_clone()?;
+    let writer = thread::spawn(move || -> io::Result<()> {
+        for_each_chunk(len_bytes, seed, |chunk| writing.write_all(chunk))?;
+        writing.shutdown(Shutdown::Write)
+    });
+    let mut report = new_report("tcp");
+    report.sent_bytes = len_bytes;
+    let mut reading = &stream;
+    for_each_chunk(len_bytes, seed, |expected| {
+        let mut got = vec![0; expected.len()];
+        reading.read_exact(&mut got)?;
+        report.received_bytes += got.len() as u64;
+        report.mismatched +=
+            got.iter().zip(expected).filter(|(got, expected)| got != expected).count() as u64;
+        Ok(())
+    })
+    .with_context(|| format!("TCP echo from {to}: after {} of {len_bytes} bytes", report.received_bytes))?;
+    let mut rest = [0; 64];
+    report.mismatched += reading.read(&mut rest).context("waiting for the end of the TCP echo")? as u64;
+    writer.join().map_err(|_| anyhow!("the writing thread panicked"))?.context("writing the TCP echo")?;
+    report.elapsed_ns = sys::monotonic_ns() - started_ns;
+    Ok(report)
+}
+
+/// Calls a function with the pieces of a pseudo-random stream.
+fn for_each_chunk(
+    len_bytes: u64,
+    seed: u64,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut chunk = vec![0; 8192];
+    let mut at = 0;
+    while at < len_bytes {
+        let len = (len_bytes - at).min(chunk.len() as u64) as usize;
+        fill_pseudo_random(&mut chunk[..len], seed ^ at);
+        each(&chunk[..len])?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+/// Serves UDP and TCP echo until the process ends.
+pub fn serve(port: u16) -> Result<()> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let listener = TcpListener::bind(address).with_context(|| format!("TCP port {port}"))?;
+    let socket = UdpSocket::bind(address).with_context(|| format!("UDP port {port}"))?;
+    thread::spawn(move || serve_tcp(&listener));
+    serve_udp(&socket)
+}
+
+fn serve_udp(socket: &UdpSocket) -> Result<()> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let (len, from) = socket.recv_from(&mut buffer).context("reading UDP")?;
+        // A peer that went away must not end the service.
+        if let Err(error) = socket.send_to(&buffer[..len], from) {
+            eprintln!("echo to {from}: {error}");
+        }
+    }
+}
+
+fn serve_tcp(listener: &TcpListener) {
+    for stream in listener.incoming().flatten() {
+        thread::spawn(move || {
+            let (mut reading, mut writing) = (&stream, &stream);
+            if let Err(error) = io::copy(&mut reading, &mut writing) {
+                eprintln!("TCP echo: {error}");
+            }
+        });
+    }
+}
+
+fn new_report(protocol: &str) -> EchoReport {
+    EchoReport {
+        protocol: protocol.to_owned(),
+        sent_bytes: 0,
+        received_bytes: 0,
+        mismatched: 0,
+        retries: 0,
+        elapsed_ns: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local_server(corrupt: Option<u64>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut at = 0;
+            let mut buffer = [0; 4096];
+            loop {
+                let len = (&stream).read(&mut buffer).unwrap();
+                if len == 0 {
+                    break;
+                }
+                if let Some(bad) = corrupt.filter(|bad| (at..at + len as u64).contains(bad)) {
+                    buffer[(bad - at) as usize] ^= 1;
+                }
+                at += len as u64;
+                (&stream).write_all(&buffer[..len]).unwrap();
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn tcp_echo_comes_back_whole() {
+        let port = local_server(None);
+        let report = tcp_client([127, 0, 0, 1].into(), port, 100_001, 5, Duration::from_secs(5)).unwrap();
+        assert_eq!((report.received_bytes, report.mismatched), (100_001, 0));
+    }
+
+    #[test]
+    fn one_wrong_byte_is_seen() {
+        let port = local_server(Some(77_777));
+        let report = tcp_client([127, 0, 0, 1].into(), port, 100_001, 5, Duration::from_secs(5)).unwrap();
+        assert_eq!((report.received_bytes, report.mismatched), (100_001, 1));
+    }
+
+    #[test]
+    fn seeds_make_different_bytes() {
+        let (mut one, mut two) = ([0; 20], [0; 20]);
+        fill_pseudo_random(&mut one, 1);
+        fill_pseudo_random(&mut two, 2);
+        assert_ne!(one, two);
+        assert_ne!(one[..8], one[8..16]);
+    }
+}

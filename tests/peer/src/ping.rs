@@ -1,0 +1,129 @@
+//! An ICMP echo client that compares what comes back. Knows nothing of who answers.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::echo::fill_pseudo_random;
+use crate::frame::icmp_echo;
+use crate::report::PingReport;
+use crate::sys::{self, Readiness};
+
+/// Bytes of an IPv4 header without options.
+const IP_HEADER: usize = 20;
+
+/// Whom to ask, and how often.
+#[derive(Debug, Clone)]
+pub struct PingOptions {
+    /// Address.
+    pub to: Ipv4Addr,
+    /// Requests to send.
+    pub count: u64,
+    /// Payload of each.
+    pub payload_bytes: usize,
+    /// Wait for an answer before the next request is sent.
+    pub interval_ms: u64,
+    /// When to stop.
+    pub stop: Stop,
+}
+
+/// When a ping stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// After all requests.
+    AfterAll,
+    /// At the first answer.
+    AtFirstAnswer,
+}
+
+/// Sends echo requests, one after another.
+pub fn ping(options: &PingOptions) -> Result<PingReport> {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))
+        .context("opening a raw ICMP socket (root is needed)")?;
+    let mut pinger = Pinger { socket, to: options.to, identifier: std::process::id() as u16 };
+    let mut report = PingReport {
+        sent: 0,
+        answered: 0,
+        mismatched: 0,
+        first_answer_ns: None,
+        min_rtt_ns: None,
+        max_rtt_ns: None,
+    };
+    let started_ns = sys::monotonic_ns();
+    for at in 0..options.count {
+        let mut payload = vec![0; options.payload_bytes];
+        fill_pseudo_random(&mut payload, at + 1);
+        let asked_ns = sys::monotonic_ns();
+        report.sent += 1;
+        let answer = pinger.ask(at as u16, &payload, asked_ns + options.interval_ms * 1_000_000)?;
+        let Some(same) = answer else { continue };
+        let now_ns = sys::monotonic_ns();
+        let rtt_ns = now_ns - asked_ns;
+        report.answered += 1;
+        report.mismatched += u64::from(same == Payload::Differs);
+        report.first_answer_ns.get_or_insert(now_ns - started_ns);
+        report.min_rtt_ns = Some(report.min_rtt_ns.map_or(rtt_ns, |least| least.min(rtt_ns)));
+        report.max_rtt_ns = Some(report.max_rtt_ns.map_or(rtt_ns, |most| most.max(rtt_ns)));
+        if options.stop == Stop::AtFirstAnswer {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Payload {
+    Same,
+    Differs,
+}
+
+struct Pinger {
+    socket: Socket,
+    to: Ipv4Addr,
+    identifier: u16,
+}
+
+impl Pinger {
+    /// Sends one request and waits for its answer; `None` when there is none in time.
+    fn ask(&mut self, sequence: u16, payload: &[u8], deadline_ns: u64) -> Result<Option<Payload>> {
+        let message = icmp_echo(8, self.identifier, sequence, payload);
+        let to = SocketAddrV4::new(self.to, 0).into();
+        match self.socket.send_to(&message, &to) {
+            Ok(_) => {}
+            // While a guest boots its address does not answer ARP; that is no answer, not an error.
+            Err(error) if is_unreachable(&error) => {
+                sys::sleep_until(deadline_ns);
+                return Ok(None);
+            }
+            Err(error) => return Err(error).with_context(|| format!("pinging {}", self.to)),
+        }
+        loop {
+            let left = Duration::from_nanos(deadline_ns.saturating_sub(sys::monotonic_ns()));
+            if sys::wait_readable(&self.socket, left)? == Readiness::TimedOut {
+                return Ok(None);
+            }
+            if let Some(answer) = self.read_answer(sequence, payload)? {
+                return Ok(Some(answer));
+            }
+        }
+    }
+
+    fn read_answer(&mut self, sequence: u16, payload: &[u8]) -> Result<Option<Payload>> {
+        let mut packet = vec![0; IP_HEADER + 8 + payload.len() + 64];
+        let len = io::Read::read(&mut self.socket, &mut packet).context("reading ICMP")?;
+        let Some(message) = packet[..len].get(IP_HEADER..) else { return Ok(None) };
+        let ours = icmp_echo(0, self.identifier, sequence, payload);
+        let from = packet[12..16] == self.to.octets();
+        if !from || message.len() < 8 || message[..2] != ours[..2] || message[4..8] != ours[4..8] {
+            return Ok(None);
+        }
+        Ok(Some(if message == ours { Payload::Same } else { Payload::Differs }))
+    }
+}
+
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN))
+}

@@ -1,0 +1,238 @@
+//! The system calls that the standard library does not have, each behind a safe function; the only
+//! module of this crate with `unsafe` in it. Knows nothing of frames, reports or agents.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use socket2::{SockAddr, SockAddrStorage, Socket};
+
+/// Returns CLOCK_MONOTONIC in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a live timespec that the call may write.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Sleeps until CLOCK_MONOTONIC has reached a time.
+pub fn sleep_until(deadline_ns: u64) {
+    let deadline = libc::timespec {
+        tv_sec: (deadline_ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (deadline_ns % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: the timespec is live and initialised; an absolute sleep takes no remainder.
+    while unsafe {
+        libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &deadline, std::ptr::null_mut())
+    } == libc::EINTR
+    {}
+}
+
+/// Puts a terminal into raw mode, so that every byte passes as it is.
+pub fn make_raw(tty: &File) -> io::Result<()> {
+    // SAFETY: termios is plain integers, for which zero is a value.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `settings` is a live termios that the call may write.
+    check(unsafe { libc::tcgetattr(tty.as_raw_fd(), &mut settings) })?;
+    // SAFETY: `settings` was filled by tcgetattr.
+    unsafe { libc::cfmakeraw(&mut settings) };
+    // SAFETY: the descriptor is open and `settings` is initialised.
+    check(unsafe { libc::tcsetattr(tty.as_raw_fd(), libc::TCSANOW, &settings) })?;
+    Ok(())
+}
+
+/// Returns the index of a network device.
+pub fn device_index(name: &str) -> io::Result<u32> {
+    let c_name = CString::new(name)?;
+    // SAFETY: `c_name` is a NUL-terminated string that outlives the call.
+    match unsafe { libc::if_nametoindex(c_name.as_ptr()) } {
+        0 => Err(io::Error::other(format!("network device {name:?}: {}", io::Error::last_os_error()))),
+        index => Ok(index),
+    }
+}
+
+/// Returns the address that binds an AF_PACKET socket to a device for sending only.
+pub fn packet_address(device_index: u32) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: sockaddr_ll is plain integers and not larger than sockaddr_storage.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    // Protocol 0: nothing is received, so the kernel copies no frame to this socket.
+    address.sll_protocol = 0;
+    address.sll_ifindex = device_index as i32;
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the first `len` bytes are an initialised sockaddr_ll.
+    unsafe { SockAddr::new(storage, len) }
+}
+
+/// Sets a socket's receive buffer past the system's limit (needs CAP_NET_ADMIN).
+pub fn force_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    force_buffer(socket, libc::SO_RCVBUFFORCE, bytes)
+}
+
+/// Sets a socket's send buffer past the system's limit (needs CAP_NET_ADMIN).
+pub fn force_send_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    force_buffer(socket, libc::SO_SNDBUFFORCE, bytes)
+}
+
+fn force_buffer(socket: &Socket, option: libc::c_int, bytes: usize) -> io::Result<()> {
+    let value = bytes as libc::c_int;
+    // SAFETY: the pointer and the length describe `value`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// Sends frames with one `sendmmsg` and returns how many the kernel took.
+pub fn send_many(socket: &Socket, frames: &[impl AsRef<[u8]>]) -> io::Result<usize> {
+    let mut slices: Vec<libc::iovec> = frames
+        .iter()
+        .map(AsRef::as_ref)
+        .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = slices.iter_mut().map(message_header).collect();
+    // SAFETY: every header names one live iovec, every iovec one live frame that sending only reads.
+    let sent = check(unsafe {
+        libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, 0)
+    })?;
+    Ok(sent as usize)
+}
+
+/// Reads datagrams with one `recvmmsg`, blocking for the first only, and returns their lengths.
+pub fn receive_many(socket: &Socket, buffers: &mut [Vec<u8>], lengths: &mut Vec<usize>) -> io::Result<()> {
+    lengths.clear();
+    let mut slices: Vec<libc::iovec> = buffers
+        .iter_mut()
+        .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = slices.iter_mut().map(message_header).collect();
+    // SAFETY: every header names one live iovec, every iovec one buffer borrowed mutably meanwhile.
+    let got = check(unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            headers.len() as libc::c_uint,
+            libc::MSG_WAITFORONE,
+            std::ptr::null_mut(),
+        )
+    })?;
+    lengths.extend(headers[..got as usize].iter().map(|header| header.msg_len as usize));
+    Ok(())
+}
+
+fn message_header(slice: &mut libc::iovec) -> libc::mmsghdr {
+    // SAFETY: mmsghdr is integers and pointers, for which zero is a value.
+    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    header.msg_hdr.msg_iov = slice;
+    header.msg_hdr.msg_iovlen = 1;
+    header
+}
+
+/// Returns a descriptor that becomes readable when a child process ends.
+pub fn process_descriptor(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    let descriptor = check(descriptor as libc::c_int)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// What [`wait_readable`] saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// The descriptor is readable.
+    Readable,
+    /// The time passed first.
+    TimedOut,
+}
+
+/// Waits until a descriptor is readable.
+pub fn wait_readable(descriptor: &impl AsFd, timeout: Duration) -> io::Result<Readiness> {
+    let deadline_ns = monotonic_ns().saturating_add(timeout.as_nanos() as u64);
+    loop {
+        let left_ns = deadline_ns.saturating_sub(monotonic_ns());
+        let left_ms = left_ns.div_ceil(1_000_000).min(i32::MAX as u64) as libc::c_int;
+        let mut entry = libc::pollfd { fd: descriptor.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live pollfd that the call may write.
+        match check(unsafe { libc::poll(&mut entry, 1, left_ms) }) {
+            Ok(0) if left_ns == 0 => return Ok(Readiness::TimedOut),
+            Ok(0) => {}
+            Ok(_) => return Ok(Readiness::Readable),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sends a signal to a whole process group.
+pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: two integers.
+    check(unsafe { libc::killpg(leader as libc::pid_t, signal) })?;
+    Ok(())
+}
+
+/// Watches a directory and returns a descriptor that becomes readable when a file in it changes.
+pub fn watch_directory(path: &str) -> io::Result<File> {
+    let c_path = CString::new(path)?;
+    // SAFETY: an integer goes in, a new descriptor or -1 comes back.
+    let descriptor = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    let inotify = unsafe { File::from_raw_fd(descriptor) };
+    // SAFETY: `c_path` is a NUL-terminated string that outlives the call.
+    check(unsafe {
+        libc::inotify_add_watch(
+            inotify.as_raw_fd(),
+            c_path.as_ptr(),
+            libc::IN_MODIFY | libc::IN_CREATE | libc::IN_MOVED_TO,
+        )
+    })?;
+    Ok(inotify)
+}
+
+/// Mounts a file system.
+pub fn mount(kind: &str, target: &str) -> io::Result<()> {
+    let c_kind = CString::new(kind)?;
+    let c_target = CString::new(target)?;
+    // SAFETY: three NUL-terminated strings that outlive the call, and no data.
+    let result =
+        unsafe { libc::mount(c_kind.as_ptr(), c_target.as_ptr(), c_kind.as_ptr(), 0, std::ptr::null()) };
+    check(result).map_err(|error| io::Error::other(format!("mount {kind} on {target}: {error}")))?;
+    Ok(())
+}
+
+/// Inserts a kernel module.
+pub fn insert_module(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open, the parameters are an empty NUL-terminated string.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    check(result as libc::c_int)?;
+    Ok(())
+}
+
+/// Waits for any child, as the first process must, and returns its pid; `None` when there is none.
+pub fn reap_any() -> Option<u32> {
+    // SAFETY: a null status pointer is allowed.
+    let pid = unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
+    u32::try_from(pid).ok()
+}
+
+/// Powers the machine off; returns only when that is not allowed.
+pub fn power_off() -> io::Error {
+    // SAFETY: no arguments.
+    unsafe { libc::sync() };
+    // SAFETY: one constant.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    io::Error::last_os_error()
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
