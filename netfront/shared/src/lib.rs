@@ -63,6 +63,12 @@ pub struct SharedBytes {
 // SAFETY: as for `SharedPage`: a pointer to memory that outlives the value, accessed without references.
 unsafe impl Send for SharedBytes {}
 
+/// Eight bytes at any address. A volatile `[u8; 8]` would be read and written byte by byte: LLVM takes a
+/// volatile aggregate apart, and this one only down to its one word.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Unaligned(u64);
+
 /// A copy would leave the shared range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRange;
@@ -107,8 +113,9 @@ impl SharedBytes {
             // SAFETY: `offset + into.len()` was checked to lie in the range that `new` was promised.
             let at = unsafe { self.start.add(offset + i * 8) };
             // SAFETY: eight readable bytes at `at`, by the same check; the read is volatile, so it is made
-            // once, and of a type for which every bit pattern is a value.
-            *word = unsafe { at.cast::<[u8; 8]>().read_volatile() };
+            // once, of a type that needs no alignment and for which every bit pattern is a value.
+            let Unaligned(value) = unsafe { at.cast::<Unaligned>().read_volatile() };
+            *word = value.to_ne_bytes();
         }
         for (i, byte) in tail.iter_mut().enumerate() {
             // SAFETY: in range by the same check.
@@ -130,8 +137,8 @@ impl SharedBytes {
         for (i, word) in words.iter().enumerate() {
             // SAFETY: `offset + from.len()` was checked to lie in the range that `new` was promised.
             let at = unsafe { self.start.add(offset + i * 8) };
-            // SAFETY: eight writable bytes at `at`, by the same check.
-            unsafe { at.cast::<[u8; 8]>().write_volatile(*word) };
+            // SAFETY: eight writable bytes at `at`, by the same check; the type needs no alignment.
+            unsafe { at.cast::<Unaligned>().write_volatile(Unaligned(u64::from_ne_bytes(*word))) };
         }
         for (i, byte) in tail.iter().enumerate() {
             // SAFETY: in range by the same check.

@@ -11,12 +11,15 @@ pub struct Site {
     pub start: usize,
     /// Where the checksum field is, in bytes from `start`.
     pub field: usize,
-    /// Where the IP payload ends, in bytes from the frame's start; beyond it there may be padding.
+    /// Where the TCP segment or UDP datagram ends, in bytes from the frame's start; beyond it there may be
+    /// padding.
     pub end: usize,
     /// The folded sum of the pseudo-header.
     pub pseudo: u16,
     /// Which protocol.
     pub protocol: Protocol,
+    /// Over which IP.
+    pub ip: IpVersion,
 }
 
 /// The protocols whose checksum can be left blank.
@@ -26,6 +29,15 @@ pub enum Protocol {
     Tcp,
     /// UDP, where a field of zero over IPv4 says that there is no checksum.
     Udp,
+}
+
+/// The versions of IP, for which netif negotiates blank checksums apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpVersion {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
 /// What came of verifying a frame.
@@ -87,7 +99,8 @@ pub fn locate(frame: &[u8]) -> Option<Site> {
         ethertype = be16(frame, 16)?;
         ip = 18;
     }
-    let (start, end, pseudo, protocol) = match ethertype {
+    // The pseudo-header's sum lacks the length until the protocol is known.
+    let (start, mut end, addresses, protocol, ip) = match ethertype {
         0x0800 => {
             let header = frame.get(ip..ip + 20)?;
             let header_len = usize::from(header[0] & 0xf) * 4;
@@ -96,23 +109,19 @@ pub fn locate(frame: &[u8]) -> Option<Site> {
             if header[0] >> 4 != 4 || header_len < 20 || total < header_len || fragment != 0 {
                 return None;
             }
-            let len = (total - header_len) as u16;
-            let addresses = sum(&header[12..20]);
-            let pseudo = add(add(addresses, u16::from(header[9])), len);
-            (ip + header_len, ip + total, pseudo, header[9])
+            (ip + header_len, ip + total, sum(&header[12..20]), header[9], IpVersion::V4)
         }
         0x86dd => {
             let header = frame.get(ip..ip + 40)?;
             if header[0] >> 4 != 6 {
                 return None;
             }
-            let len = be16(header, 4)?;
-            let pseudo = add(add(sum(&header[8..40]), u16::from(header[6])), len);
-            (ip + 40, ip + 40 + usize::from(len), pseudo, header[6])
+            let end = ip + 40 + usize::from(be16(header, 4)?);
+            (ip + 40, end, sum(&header[8..40]), header[6], IpVersion::V6)
         }
         _ => return None,
     };
-    let (protocol, field, least) = match protocol {
+    let (kind, field, least) = match protocol {
         TCP => (Protocol::Tcp, 16, 20),
         UDP => (Protocol::Udp, 6, 8),
         _ => return None,
@@ -120,14 +129,24 @@ pub fn locate(frame: &[u8]) -> Option<Site> {
     if end > frame.len() || end < start + least {
         return None;
     }
-    Some(Site { start, field, end, pseudo, protocol })
+    if kind == Protocol::Udp {
+        // A datagram may end before its packet does, and is summed by its own length (RFC 768).
+        let len = usize::from(be16(frame, start + 4)?);
+        if len < least || start + len > end {
+            return None;
+        }
+        end = start + len;
+    }
+    let pseudo = add(add(addresses, u16::from(protocol)), (end - start) as u16);
+    Some(Site { start, field, end, pseudo, protocol: kind, ip })
 }
 
 /// Verifies the frame's TCP or UDP checksum.
 pub fn verify(frame: &[u8]) -> Verdict {
     let Some(site) = locate(frame) else { return Verdict::Good };
     let body = &frame[site.start..site.end];
-    if site.protocol == Protocol::Udp && body[site.field] == 0 && body[site.field + 1] == 0 {
+    let unsummed = (site.protocol, site.ip) == (Protocol::Udp, IpVersion::V4);
+    if unsummed && body[site.field] == 0 && body[site.field + 1] == 0 {
         return Verdict::Good;
     }
     if add(sum(body), site.pseudo) == 0xffff { Verdict::Good } else { Verdict::Bad }
@@ -178,9 +197,10 @@ mod tests {
         for byte in 34..45 {
             let mut bad = frame.clone();
             bad[byte] ^= 4;
-            // The UDP length is in both the header and, by way of IP, the pseudo-header; only the header's
-            // copy is flipped here.
-            assert_eq!(verify(&bad), Verdict::Bad, "byte {byte}");
+            // Another length makes it no datagram: that is for the stack to see.
+            let expected = if matches!(byte, 38 | 39) { Verdict::Good } else { Verdict::Bad };
+            assert_eq!(verify(&bad), expected, "byte {byte}");
+            assert_eq!(locate(&bad).is_none(), matches!(byte, 38 | 39), "byte {byte}");
         }
         frame[46] ^= 1;
         assert_eq!(verify(&frame), Verdict::Good, "padding is not summed");
@@ -197,6 +217,42 @@ mod tests {
         let value = !sum(&frame[site.start..site.end]);
         frame[40..42].copy_from_slice(&value.to_be_bytes());
         assert_eq!(frame, filled);
+    }
+
+    #[test]
+    fn a_datagram_shorter_than_its_packet_is_summed_by_its_own_length() {
+        let mut frame = UDP4.to_vec();
+        frame[17] += 2;
+        assert!(fill(&mut frame));
+        let site = locate(&frame).unwrap();
+        assert_eq!((site.end, site.pseudo), (45, 0x141f), "as if the packet ended with it");
+        frame[45] ^= 0xff;
+        assert_eq!(verify(&frame), Verdict::Good);
+        frame[44] ^= 1;
+        assert_eq!(verify(&frame), Verdict::Bad);
+        frame[39] = 7;
+        assert_eq!(locate(&frame), None, "a datagram shorter than its header");
+        frame[39] = 14;
+        assert_eq!(locate(&frame), None, "a datagram beyond its packet");
+    }
+
+    #[test]
+    fn only_ipv4_lets_a_datagram_go_without_a_sum() {
+        let mut four = UDP4.to_vec();
+        four[40..42].fill(0);
+        assert_eq!(verify(&four), Verdict::Good);
+        // From ::1 to ::2, ports 1 to 7, "hi!": by hand 0001+0002+0011+000b = 001f.
+        let mut six = [0u8; 65];
+        six[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+        (six[19], six[20], six[21]) = (11, 17, 64);
+        (six[37], six[53]) = (1, 2);
+        six[54..65].copy_from_slice(&[0, 1, 0, 7, 0, 11, 0, 0, b'h', b'i', b'!']);
+        let site = locate(&six).unwrap();
+        assert_eq!((site.start, site.end, site.pseudo, site.ip), (54, 65, 0x1f, IpVersion::V6));
+        assert_eq!(verify(&six), Verdict::Bad, "RFC 8200, 8.1");
+        assert!(fill(&mut six));
+        assert_eq!(u16::from_be_bytes([six[60], six[61]]), !(0x1f + 0x897c_u16));
+        assert_eq!(verify(&six), Verdict::Good);
     }
 
     #[test]
