@@ -182,3 +182,29 @@ proptest! {
         }
     }
 }
+
+fn plain(payload: Vec<u8>) -> Shape {
+    Shape { ip: IpVersion::V4, protocol: Protocol::Udp, vlan: None, options: 0, payload, padding: vec![] }
+}
+
+#[test]
+fn a_sum_of_zero_is_sent_as_all_ones() {
+    // The complement of a datagram's sum, put into its payload, makes the sum all ones.
+    let built = build(&plain(vec![0, 0]));
+    let mut frame = build(&plain(built.checksum.to_be_bytes().to_vec())).frame;
+    assert!(fill(&mut frame));
+    assert_eq!(frame[built.field..built.field + 2], [0xff, 0xff]);
+    assert_eq!(verify(&frame), Verdict::Good);
+}
+
+#[test]
+fn an_ip_header_shorter_than_itself_has_no_checksum() {
+    let mut frame = build(&plain(vec![0; 40])).frame;
+    // Sixteen bytes of header, which would put a datagram of 20 bytes onto the addresses' second half.
+    frame[14] = 0x44;
+    frame[34..36].copy_from_slice(&[0, 20]);
+    assert_eq!(locate(&frame), None);
+    frame[14] = 0x45;
+    frame[34..36].copy_from_slice(&[0x12, 0x34]);
+    assert!(locate(&frame).is_some());
+}
