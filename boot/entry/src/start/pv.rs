@@ -41,6 +41,21 @@ unsafe fn address_of(machine_frame: u64) -> u64 {
     (unsafe { entry.read_volatile() }) * PAGE_BYTES
 }
 
+/// Returns the memory behind the entries of the frame list. One without a frame is a hole: `~0`, or a foreign
+/// frame's top bit.
+fn populated(frames: &[u64]) -> Ranges {
+    let mut ram = Ranges::new();
+    let mut at = 0;
+    for run in frames.chunk_by(|a, b| (a >> 52 == 0) == (b >> 52 == 0)) {
+        let end = at + run.len() as u64 * PAGE_BYTES;
+        if run[0] >> 52 == 0 {
+            ram.add(Range::new(at, end));
+        }
+        at = end;
+    }
+    ram
+}
+
 /// Continues the PV entry.
 ///
 /// # Safety
@@ -58,8 +73,14 @@ unsafe extern "C" fn drayage_start_pv(start_info: *const StartInfo) -> ! {
     let start_info_page = Range::new(start_info.addr() as u64, start_info.addr() as u64 + PAGE_BYTES);
     let frame_list = Range::new(info.mfn_list, info.mfn_list + info.nr_pages * 8).grow_to_pages();
 
-    let mut ram = Ranges::new();
-    ram.add(Range::new(0, info.nr_pages * PAGE_BYTES));
+    // SAFETY: mfn_list has nr_pages entries, mapped by the builder and written by nobody.
+    let frames = unsafe {
+        slice::from_raw_parts(
+            core::ptr::with_exposed_provenance::<u64>(info.mfn_list as usize),
+            info.nr_pages as usize,
+        )
+    };
+    let ram = populated(frames);
     let mut taken = Ranges::new();
     taken.add(Range::new(0, PAGE_BYTES));
     taken.add(super::image());
