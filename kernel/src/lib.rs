@@ -5,10 +5,14 @@
 
 extern crate alloc;
 
+pub mod app;
 pub mod console_ring;
 pub mod control;
 pub mod grant_refs;
 pub mod memory_plan;
+pub mod net;
 pub mod pvclock;
+pub mod seed;
+pub mod settings;
 pub mod store_stream;
 pub mod watch_events;

@@ -1,0 +1,173 @@
+//! `app=source`: sends datagrams of one size to one address, at a rate or as fast as they leave. Each starts
+//! with its number, so that a receiver can tell what it missed.
+
+use alloc::boxed::Box;
+use core::net::SocketAddr;
+
+use smoltcp::wire::IpEndpoint;
+
+use super::{App, Next, Starter};
+use crate::net::{Net, UdpHandle};
+use crate::settings::{Key, SettingError, Words};
+
+pub(super) const TO: Key = Key { name: "to", form: "ADDRESS:PORT, or [ADDRESS]:PORT for IPv6" };
+pub(super) const SIZE: Key = Key {
+    name: "size",
+    form: "the bytes of an Ethernet frame without its checksum, 60 to 1514 (70 to 1514 for IPv6)",
+};
+pub(super) const RATE: Key =
+    Key { name: "rate", form: "packets per second, up to 100000000; 0 for no limit" };
+pub(super) const COUNT: Key = Key { name: "count", form: "a number of packets; 0 for no end" };
+
+/// The port that datagrams come from.
+const LOCAL_PORT: u16 = 4000;
+const ETHERNET_AND_UDP_BYTES: usize = 14 + 8;
+const IPV4_BYTES: usize = 20;
+const IPV6_BYTES: usize = 40;
+/// A number is 8 bytes.
+const NUMBER_BYTES: usize = 8;
+/// How far apart two wake-ups are at least: at high rates every one sends several datagrams.
+const TICK_NS: u64 = 200_000;
+const SECOND_NS: u64 = 1_000_000_000;
+
+pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
+    let to =
+        words.endpoint(&TO)?.ok_or(SettingError::Missing { app: "source", key: TO.name, form: TO.form })?;
+    let headers = ETHERNET_AND_UDP_BYTES + if to.is_ipv4() { IPV4_BYTES } else { IPV6_BYTES };
+    let least = (headers + NUMBER_BYTES).max(60);
+    let size = words.number(&SIZE, least as u64..=1514)?.map_or(least, |size| size as usize);
+    let plan = Plan {
+        to: to.into(),
+        payload_bytes: size - headers,
+        rate: words.number(&RATE, 0..=100_000_000)?.unwrap_or(1000),
+        count: words.number(&COUNT, 0..=u64::MAX)?.unwrap_or(0),
+    };
+    Ok(Box::new(move |net| {
+        announce(net, to, size, plan);
+        Box::new(Source { plan, udp: net.open_udp(LOCAL_PORT), sent: 0, state: State::Waiting })
+    }))
+}
+
+fn announce(net: &mut Net<'_>, to: SocketAddr, size: usize, plan: Plan) {
+    let name = net.name();
+    net.print(format_args!(
+        "source: {name}: frames of {size} bytes to {to}, rate={} count={}",
+        plan.rate, plan.count
+    ));
+}
+
+#[derive(Clone, Copy)]
+struct Plan {
+    to: IpEndpoint,
+    payload_bytes: usize,
+    rate: u64,
+    count: u64,
+}
+
+struct Source {
+    plan: Plan,
+    udp: UdpHandle,
+    sent: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// For an address of our own.
+    Waiting,
+    /// The first datagram is queued; it leaves once the neighbour is known.
+    Asking,
+    /// Since this time.
+    Sending { since_ns: u64 },
+    /// All are sent, and it took this long.
+    Sent { in_ns: u64 },
+}
+
+impl App for Source {
+    fn poll(&mut self, net: &mut Net<'_>) -> Next {
+        let now_ns = net.now_ns();
+        // Answers, if any come, would fill the socket and be counted as lost.
+        while net.udp(self.udp).receive().is_some() {}
+        match self.state {
+            State::Waiting => {
+                if net.source_address(self.plan.to.addr).is_some() && self.queue(net) {
+                    self.state = State::Asking;
+                }
+                Next::OnTraffic
+            }
+            State::Asking => {
+                if net.udp(self.udp).is_flushed() {
+                    self.state = State::Sending { since_ns: now_ns };
+                    return self.send_due(net, now_ns);
+                }
+                Next::OnTraffic
+            }
+            State::Sending { since_ns } => self.send_due(net, since_ns),
+            State::Sent { .. } => Next::Done,
+        }
+    }
+
+    fn finish(&mut self, net: &mut Net<'_>) {
+        let elapsed_ns = match self.state {
+            State::Waiting | State::Asking => 0,
+            State::Sending { since_ns } => net.now_ns() - since_ns,
+            State::Sent { in_ns } => in_ns,
+        };
+        let rate = u128::from(self.sent) * u128::from(SECOND_NS) / u128::from(elapsed_ns.max(1));
+        let rate = if elapsed_ns == 0 { 0 } else { rate };
+        net.print(format_args!(
+            "source: packets={} bytes={} elapsed_ns={elapsed_ns} pps={rate}",
+            self.sent,
+            self.sent * self.plan.payload_bytes as u64
+        ));
+        if let State::Waiting | State::Asking = self.state {
+            net.print(format_args!("source: {} was not reached", self.plan.to));
+        }
+    }
+}
+
+impl Source {
+    fn send_due(&mut self, net: &mut Net<'_>, since_ns: u64) -> Next {
+        let elapsed_ns = net.now_ns() - since_ns;
+        let due = match self.plan.rate {
+            0 => u64::MAX,
+            rate => self.due_by(elapsed_ns, rate),
+        };
+        let last = if self.plan.count == 0 { u64::MAX } else { self.plan.count };
+        while self.sent < due.min(last) {
+            if !self.queue(net) {
+                // The rest follows when some have left.
+                return Next::OnTraffic;
+            }
+        }
+        if self.sent >= last {
+            if !net.udp(self.udp).is_flushed() {
+                return Next::OnTraffic;
+            }
+            self.state = State::Sent { in_ns: elapsed_ns };
+            return Next::Done;
+        }
+        let next_ns = u128::from(self.sent) * u128::from(SECOND_NS) / u128::from(self.plan.rate.max(1));
+        let next_ns = u64::try_from(next_ns).unwrap_or(u64::MAX).max(elapsed_ns + TICK_NS);
+        Next::At(since_ns.saturating_add(next_ns))
+    }
+
+    /// Returns how many datagrams should have been sent by a time. The first is due at once.
+    fn due_by(&self, elapsed_ns: u64, rate: u64) -> u64 {
+        let due = u128::from(elapsed_ns) * u128::from(rate) / u128::from(SECOND_NS);
+        u64::try_from(due).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// Queues the next datagram; tells whether there was room.
+    fn queue(&mut self, net: &mut Net<'_>) -> bool {
+        let number = self.sent;
+        let fill = |bytes: &mut [u8]| {
+            let (head, tail) = bytes.split_at_mut(NUMBER_BYTES.min(bytes.len()));
+            head.copy_from_slice(&number.to_be_bytes()[..head.len()]);
+            tail.fill(0);
+        };
+        let queued = net.udp(self.udp).send_with(self.plan.payload_bytes, self.plan.to, fill);
+        self.sent += u64::from(queued.is_ok());
+        queued.is_ok()
+    }
+}

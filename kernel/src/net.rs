@@ -1,0 +1,34 @@
+//! The network of a guest: interfaces with a stack and an app on each, and the loop that turns them.
+//!
+//! It knows smoltcp and what a NIC must be able to do; it knows no hypervisor, no ring and no machine.
+
+mod address;
+mod io;
+mod link;
+mod nic;
+mod run;
+mod watch;
+
+pub use io::{Datagram, Net, TcpHandle, Udp, UdpHandle};
+pub use link::{Link, LinkError};
+pub use nic::{Counters, Nic, Rearmed};
+pub use run::{Change, Ended, Machine, run};
+
+/// The most frames that are taken before the app and the senders get their turn.
+pub const BATCH_FRAMES: usize = 64;
+/// The most bytes that are taken before they do; the frame that reaches it is still taken. A UDP socket that
+/// holds [`UDP_RX_BYTES`] and is emptied after every batch never overflows.
+pub const BATCH_BYTES: usize = 128 << 10;
+/// The receive buffer of a UDP socket: a batch, and the largest datagram beyond it.
+pub const UDP_RX_BYTES: usize = BATCH_BYTES + (64 << 10);
+/// The send buffer of a UDP socket.
+pub const UDP_TX_BYTES: usize = 128 << 10;
+/// Datagrams that wait in the send buffer of a UDP socket at most.
+pub const UDP_TX_DATAGRAMS: usize = 256;
+/// Each of the two buffers of a TCP socket, and so its window.
+pub const TCP_BYTES: usize = 128 << 10;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! A NIC and a machine in memory, and a whole second host at the other end of the wire, for tests.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::fmt;
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress};
+
+use super::nic::{Counters, Nic, Rearmed};
+use super::run::{Change, Machine};
+
+type Queue = Rc<RefCell<VecDeque<Vec<u8>>>>;
+
+/// One end of a wire. Frames lie on the near side until `flush`.
+pub(crate) struct FakeNic {
+    pub(crate) index: usize,
+    pub(crate) mac: [u8; 6],
+    rx: Queue,
+    tx: Queue,
+    staged: VecDeque<Vec<u8>>,
+    /// Frames that may be staged before the ring is full.
+    pub(crate) room: Rc<Cell<usize>>,
+    pub(crate) armed: Rc<Cell<usize>>,
+    counters: Counters,
+}
+
+/// Returns both ends of a wire.
+pub(crate) fn wire() -> (FakeNic, FakeNic) {
+    let (there, back) = (Queue::default(), Queue::default());
+    let end = |index, mac, rx: &Queue, tx: &Queue| FakeNic {
+        index,
+        mac,
+        rx: Rc::clone(rx),
+        tx: Rc::clone(tx),
+        staged: VecDeque::new(),
+        room: Rc::new(Cell::new(usize::MAX)),
+        armed: Rc::default(),
+        counters: Counters::default(),
+    };
+    (end(0, [2, 0, 0, 0, 0, 1], &there, &back), end(0, [2, 0, 0, 0, 0, 2], &back, &there))
+}
+
+impl FakeNic {
+    /// Lets a frame arrive here.
+    pub(crate) fn arrive(&self, frame: Vec<u8>) {
+        self.rx.borrow_mut().push_back(frame);
+    }
+}
+
+pub(crate) struct RxFrame(Vec<u8>);
+pub(crate) struct TxRoom<'a>(&'a mut FakeNic);
+
+impl phy::RxToken for RxFrame {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl phy::TxToken for TxRoom<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = alloc::vec![0; len];
+        let result = f(&mut frame);
+        if self.0.room.get() > 0 {
+            self.0.room.set(self.0.room.get() - 1);
+            self.0.counters.tx_frames += 1;
+            self.0.staged.push_back(frame);
+        } else {
+            self.0.counters.tx_dropped += 1;
+        }
+        result
+    }
+}
+
+impl Device for FakeNic {
+    type RxToken<'a> = RxFrame;
+    type TxToken<'a> = TxRoom<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(RxFrame, TxRoom<'_>)> {
+        let frame = self.rx.borrow_mut().pop_front()?;
+        self.counters.rx_frames += 1;
+        Some((RxFrame(frame), TxRoom(self)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<TxRoom<'_>> {
+        (self.room.get() > 0).then_some(TxRoom(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut caps = DeviceCapabilities::default();
+        caps.medium = Medium::Ethernet;
+        caps.max_transmission_unit = 1514;
+        caps
+    }
+}
+
+impl Nic for FakeNic {
+    fn name(&self) -> &str {
+        "vif0"
+    }
+    fn index(&self) -> usize {
+        self.index
+    }
+    fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+    fn flush(&mut self) {
+        self.tx.borrow_mut().append(&mut self.staged);
+    }
+    fn rearm(&mut self) -> Rearmed {
+        self.armed.set(self.armed.get() + 1);
+        assert!(self.staged.is_empty(), "asleep with frames that were not flushed");
+        if self.rx.borrow().is_empty() { Rearmed::Armed } else { Rearmed::WorkWaiting }
+    }
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+/// A host with a stack of its own.
+pub(crate) struct Host {
+    nic: FakeNic,
+    interface: Interface,
+    pub(crate) sockets: SocketSet<'static>,
+}
+
+impl Host {
+    pub(crate) fn new(mut nic: FakeNic, addresses: &[&str]) -> Self {
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(nic.mac)));
+        config.random_seed = 77;
+        let mut interface = Interface::new(config, &mut nic, Instant::ZERO);
+        interface.update_ip_addrs(|list| {
+            for address in addresses {
+                list.push(address.parse().unwrap()).unwrap();
+            }
+        });
+        Self { nic, interface, sockets: SocketSet::new(Vec::new()) }
+    }
+
+    pub(crate) fn poll(&mut self, now_ns: u64) {
+        let now = Instant::from_micros((now_ns / 1000) as i64);
+        self.interface.poll(now, &mut self.nic, &mut self.sockets);
+        self.nic.flush();
+    }
+
+    pub(crate) fn udp(&mut self, port: u16) -> SocketHandle {
+        use smoltcp::socket::udp;
+        let buffer =
+            || udp::PacketBuffer::new(alloc::vec![udp::PacketMetadata::EMPTY; 4096], alloc::vec![0; 1 << 20]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(port).unwrap();
+        self.sockets.add(socket)
+    }
+
+    pub(crate) fn connect(&mut self, to: IpAddress, port: u16, local_port: u16) -> SocketHandle {
+        use smoltcp::socket::tcp;
+        let buffer = || tcp::SocketBuffer::new(alloc::vec![0; 65_535]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.connect(self.interface.context(), (to, port), local_port).unwrap();
+        self.sockets.add(socket)
+    }
+}
+
+/// What goes on while a machine sleeps.
+type World<'a> = dyn FnMut(u64, &mut VecDeque<Change<FakeNic>>) -> Option<u64> + 'a;
+
+/// A machine whose clock jumps while it sleeps, and that does what a test says.
+pub(crate) struct FakeMachine<'a> {
+    pub(crate) now_ns: u64,
+    pub(crate) console: String,
+    pub(crate) changes: VecDeque<Change<FakeNic>>,
+    /// Sleeps, and how they ended.
+    pub(crate) slept: Vec<Option<u64>>,
+    /// Called in every sleep with the time and the changes to come; tells when to wake up, if not at the deadline.
+    pub(crate) world: Box<World<'a>>,
+}
+
+impl Machine for FakeMachine<'_> {
+    type Nic = FakeNic;
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn sleep(&mut self, until_ns: Option<u64>) {
+        assert!(until_ns.is_none_or(|at| at > self.now_ns), "a sleep that is none");
+        self.slept.push(until_ns);
+        assert!(self.slept.len() < 100_000, "asleep for ever: {}", self.console);
+        let event = (self.world)(self.now_ns, &mut self.changes);
+        let wake = event.into_iter().chain(until_ns).min().expect("asleep without an end");
+        self.now_ns = wake.max(self.now_ns);
+    }
+
+    fn next_change(&mut self) -> Option<Change<FakeNic>> {
+        self.changes.pop_front()
+    }
+
+    fn console(&mut self) -> &mut dyn fmt::Write {
+        &mut self.console
+    }
+}

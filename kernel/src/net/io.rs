@@ -1,0 +1,181 @@
+//! What an app sees of the network: sockets, the time, the console. It knows nothing of NICs but their
+//! counters.
+
+use alloc::vec;
+use core::fmt;
+
+use smoltcp::iface::{Interface, SocketHandle, SocketSet};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::wire::{IpAddress, IpEndpoint};
+
+use super::nic::Counters;
+use super::watch::Watch;
+use super::{BATCH_FRAMES, TCP_BYTES, UDP_RX_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
+
+/// A UDP socket of one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpHandle(SocketHandle);
+
+/// A TCP socket of one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpHandle(SocketHandle);
+
+/// One interface, for the length of a call.
+pub struct Net<'a> {
+    pub(super) name: &'a str,
+    pub(super) now_ns: u64,
+    pub(super) counters: Counters,
+    pub(super) interface: &'a mut Interface,
+    pub(super) sockets: &'a mut SocketSet<'static>,
+    pub(super) watch: &'a mut Watch,
+    pub(super) console: &'a mut dyn fmt::Write,
+}
+
+impl<'a> Net<'a> {
+    /// Opens a UDP socket on a port, for all addresses of the interface. Its receive buffer holds more than one
+    /// batch: an app that empties it whenever it is called loses nothing. Allocates: not for the data path.
+    ///
+    /// A port that is open already, or 0, gives a socket that receives nothing.
+    pub fn open_udp(&mut self, port: u16) -> UdpHandle {
+        // Twice the batch, because smoltcp spends an entry of its own where the buffer wraps.
+        let receive =
+            udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 2 * BATCH_FRAMES], vec![0; UDP_RX_BYTES]);
+        let send =
+            udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; UDP_TX_DATAGRAMS], vec![0; UDP_TX_BYTES]);
+        let mut socket = udp::Socket::new(receive, send);
+        if !self.watch.ports.contains(&port) && socket.bind(port).is_ok() {
+            self.watch.ports.push(port);
+        }
+        UdpHandle(self.sockets.add(socket))
+    }
+
+    /// Opens a TCP socket, not yet connected or listening. Allocates: not for the data path.
+    pub fn open_tcp(&mut self) -> TcpHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; TCP_BYTES]);
+        TcpHandle(self.sockets.add(tcp::Socket::new(buffer(), buffer())))
+    }
+
+    /// Returns a UDP socket.
+    pub fn udp(&mut self, handle: UdpHandle) -> Udp<'_> {
+        Udp { socket: self.sockets.get_mut(handle.0), watch: self.watch, interface: self.interface }
+    }
+
+    /// Returns a TCP socket.
+    pub fn tcp(&mut self, handle: TcpHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle.0)
+    }
+
+    /// Connects a TCP socket.
+    ///
+    /// # Errors
+    /// The socket is open, or an address or port is 0.
+    pub fn connect(
+        &mut self,
+        handle: TcpHandle,
+        to: IpEndpoint,
+        local_port: u16,
+    ) -> Result<(), tcp::ConnectError> {
+        let socket: &mut tcp::Socket<'_> = self.sockets.get_mut(handle.0);
+        socket.connect(self.interface.context(), to, local_port)
+    }
+
+    /// Returns the time in nanoseconds since the machine's start.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// Returns the interface's name.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Returns an address of the interface from which a packet to `destination` would be sent.
+    pub fn source_address(&self, destination: IpAddress) -> Option<IpAddress> {
+        let source = self.interface.get_source_address(&destination)?;
+        // Without any IPv6 address smoltcp answers with the loopback one.
+        self.interface.has_ip_addr(source).then_some(source)
+    }
+
+    /// Returns what the interface has counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Returns the datagrams for this interface's UDP sockets that did not reach an app: malformed, addressed
+    /// to somebody else, or lost in a full socket. What still waits in a socket counts too.
+    pub fn dropped(&self) -> u64 {
+        self.watch.dropped()
+    }
+
+    /// Prints a line on the console.
+    pub fn print(&mut self, line: fmt::Arguments<'_>) {
+        // The console takes what it can; there is nobody to tell that it could not.
+        let _ = writeln!(self.console, "{line}");
+    }
+}
+
+/// A UDP socket, for the length of a call.
+pub struct Udp<'a> {
+    socket: &'a mut udp::Socket<'static>,
+    watch: &'a mut Watch,
+    interface: &'a Interface,
+}
+
+/// A datagram that was received.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// The payload.
+    pub bytes: &'a [u8],
+    /// Who sent it.
+    pub from: IpEndpoint,
+    /// The address of ours that it was sent to; none when it was sent to many.
+    pub to: Option<IpAddress>,
+}
+
+impl Datagram<'_> {
+    /// Returns where an answer goes, from the address that was asked.
+    pub fn answer(&self) -> udp::UdpMetadata {
+        udp::UdpMetadata { local_address: self.to, ..self.from.into() }
+    }
+}
+
+impl Udp<'_> {
+    /// Takes the oldest datagram out of the socket.
+    pub fn receive(&mut self) -> Option<Datagram<'_>> {
+        let (bytes, meta) = self.socket.recv().ok()?;
+        self.watch.taken += 1;
+        let to = meta.local_address.filter(|address| self.interface.has_ip_addr(*address));
+        Some(Datagram { bytes, from: meta.endpoint, to })
+    }
+
+    /// Queues a datagram; it is dropped when the socket is full or the address is none.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn send(&mut self, bytes: &[u8], to: impl Into<udp::UdpMetadata>) -> Result<(), udp::SendError> {
+        self.socket.send_slice(bytes, to)
+    }
+
+    /// Queues a datagram that `fill` writes in place.
+    ///
+    /// # Errors
+    /// The socket is full or the address is none; `fill` was not called.
+    pub fn send_with(
+        &mut self,
+        len: usize,
+        to: impl Into<udp::UdpMetadata>,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), udp::SendError> {
+        self.socket.send(len, to).map(fill)
+    }
+
+    /// Tells whether the socket can queue a datagram of this size now.
+    pub fn has_room(&self, len: usize) -> bool {
+        self.socket.can_send() && self.socket.payload_send_capacity() - self.socket.send_queue() >= len
+    }
+
+    /// Tells whether everything queued has left.
+    pub fn is_flushed(&self) -> bool {
+        self.socket.send_queue() == 0
+    }
+}

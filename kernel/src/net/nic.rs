@@ -1,0 +1,72 @@
+//! What the loop asks of a network interface card beyond smoltcp's `Device`. The Xen vif and the virtio NIC
+//! stand behind it; it knows neither.
+
+use smoltcp::phy::Device;
+
+/// A network interface.
+///
+/// Sending costs nothing but memory until [`Nic::flush`]; the other end is told once for everything.
+pub trait Nic: Device {
+    /// Returns what the interface is called on the console, `vif0`.
+    fn name(&self) -> &str;
+
+    /// Returns the number that picks its settings.
+    fn index(&self) -> usize;
+
+    /// Returns its hardware address.
+    fn mac(&self) -> [u8; 6];
+
+    /// Hands over what was sent and gives back what was received, and tells the other end if it wants to know.
+    fn flush(&mut self);
+
+    /// Clears the interface's events and asks for one with the next frame that arrives or leaves.
+    fn rearm(&mut self) -> Rearmed;
+
+    /// Returns what it has counted since it came up.
+    fn counters(&self) -> Counters;
+}
+
+/// Whether it is safe to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rearmed {
+    /// There was nothing, and whatever comes raises an event.
+    Armed,
+    /// Something came while the event was being asked for.
+    WorkWaiting,
+}
+
+/// What an interface counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames handed to the stack.
+    pub rx_frames: u64,
+    /// Containers that were opened.
+    pub rx_containers: u64,
+    /// Frames that came in containers.
+    pub rx_container_frames: u64,
+    /// Frames that arrived and were not handed to the stack: broken ones, and those of a peer that lied.
+    pub rx_dropped: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Containers sent.
+    pub tx_containers: u64,
+    /// Frames that the other end reported as not sent.
+    pub tx_dropped: u64,
+}
+
+impl core::ops::Sub for Counters {
+    type Output = Self;
+
+    /// Returns what was counted since an earlier reading.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            rx_frames: self.rx_frames.saturating_sub(earlier.rx_frames),
+            rx_containers: self.rx_containers.saturating_sub(earlier.rx_containers),
+            rx_container_frames: self.rx_container_frames.saturating_sub(earlier.rx_container_frames),
+            rx_dropped: self.rx_dropped.saturating_sub(earlier.rx_dropped),
+            tx_frames: self.tx_frames.saturating_sub(earlier.tx_frames),
+            tx_containers: self.tx_containers.saturating_sub(earlier.tx_containers),
+            tx_dropped: self.tx_dropped.saturating_sub(earlier.tx_dropped),
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The loop, the links and the apps against a second stack at the other end of a wire.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+
+use smoltcp::socket::{tcp, udp};
+use smoltcp::wire::IpAddress;
+
+use super::fake::{FakeMachine, FakeNic, Host, wire};
+use super::link::{Link, Turn};
+use super::run::{Change, Ended, run};
+use crate::control::Request;
+use crate::seed::{Seed, SeedSource};
+use crate::settings::Settings;
+
+const SEED: Seed = Seed { value: 42, source: SeedSource::Jitter };
+const MS: u64 = 1_000_000;
+
+/// The guest under test, its host, and a clock.
+struct Bench {
+    link: Link<FakeNic>,
+    host: Host,
+    now_ns: u64,
+    console: String,
+}
+
+impl Bench {
+    fn new(line: &str) -> Self {
+        Self::with(line, |_| ())
+    }
+
+    fn with(line: &str, prepare: impl FnOnce(&FakeNic)) -> Self {
+        let settings = Settings::parse(line).unwrap();
+        let (guest, peer) = wire();
+        prepare(&guest);
+        let mut console = String::new();
+        let link =
+            Link::new(guest, &settings.addressing(0), 1, MS, Some(&settings.start), &mut console).unwrap();
+        let host = Host::new(peer, &["10.0.0.1/24", "fd00::1/64"]);
+        Self { link, host, now_ns: MS, console }
+    }
+
+    /// Runs both ends for a while, a round each millisecond.
+    fn run(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.host.poll(self.now_ns);
+            while self.link.turn(self.now_ns, &mut self.console) == Turn::Busy {}
+            self.now_ns += MS;
+        }
+    }
+
+    fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..20_000 {
+            if done(self) {
+                return;
+            }
+            self.run(1);
+        }
+        panic!("it never happened; console:\n{}", self.console);
+    }
+}
+
+const STATIC: &str = "ip=10.0.0.2/24,fd00::2/64";
+
+fn v4() -> IpAddress {
+    IpAddress::v4(10, 0, 0, 2)
+}
+
+fn v6() -> IpAddress {
+    IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2)
+}
+
+#[test]
+fn echo_answers_datagrams_of_both_families() {
+    for address in [v4(), v6()] {
+        let mut bench = Bench::new(STATIC);
+        let socket = bench.host.udp(5000);
+        for size in [0_usize, 1, 100, 1400] {
+            let text: Vec<u8> = (0..size).map(|at| (at * 7 + size) as u8).collect();
+            let peer = bench.host.sockets.get_mut::<udp::Socket>(socket);
+            peer.send_slice(&text, (address, 7)).unwrap();
+            bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
+            let peer = bench.host.sockets.get_mut::<udp::Socket>(socket);
+            let (bytes, from) = peer.recv().unwrap();
+            assert_eq!(bytes, text);
+            assert_eq!(from.endpoint, (address, 7).into());
+        }
+    }
+}
+
+#[test]
+fn echo_answers_a_datagram_in_fragments() {
+    let mut bench = Bench::new(STATIC);
+    let socket = bench.host.udp(5000);
+    let text: Vec<u8> = (0..6000_u32).map(|at| at as u8).collect();
+    bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(&text, (v4(), 7)).unwrap();
+    bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
+    assert_eq!(bench.host.sockets.get_mut::<udp::Socket>(socket).recv().unwrap().0, text);
+}
+
+#[test]
+fn two_echo_services_do_not_play_ball() {
+    let mut bench = Bench::new(STATIC);
+    let socket = bench.host.udp(7);
+    bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(b"ball", (v4(), 7)).unwrap();
+    bench.run(50);
+    assert!(!bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
+}
+
+#[test]
+fn echo_answers_several_streams_at_once_and_again() {
+    for round in 0..3_u16 {
+        let mut bench = Bench::new(STATIC);
+        let mut streams: Vec<_> = (0..8)
+            .map(|at| {
+                let address = if at % 2 == 0 { v4() } else { v6() };
+                (bench.host.connect(address, 7, 6000 + 100 * round + at), Vec::new(), 0)
+            })
+            .collect();
+        let text: Vec<u8> = (0..200_000_u32).map(|at| (at ^ (at >> 9)) as u8).collect();
+        bench.until(|bench| {
+            for (handle, got, sent) in &mut streams {
+                let socket = bench.host.sockets.get_mut::<tcp::Socket>(*handle);
+                if socket.can_send() {
+                    *sent += socket.send_slice(&text[*sent..]).unwrap();
+                }
+                if *sent == text.len() {
+                    socket.close();
+                }
+                while socket.can_recv() {
+                    socket.recv(|data| (data.len(), got.extend_from_slice(data))).unwrap();
+                }
+            }
+            streams.iter().all(|(_, got, _)| got.len() == text.len())
+        });
+        for (_, got, _) in &streams {
+            assert!(*got == text);
+        }
+        // Every place is free again: a ninth stream is answered.
+        bench.run(50);
+        let ninth = bench.host.connect(v4(), 7, 7000);
+        bench.until(|bench| {
+            let socket = bench.host.sockets.get_mut::<tcp::Socket>(ninth);
+            if socket.can_send() && socket.send_queue() == 0 {
+                socket.send_slice(b"x").unwrap();
+            }
+            socket.can_recv()
+        });
+    }
+}
+
+fn counter(line: &str, key: &str) -> u64 {
+    let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    word.unwrap_or_else(|| panic!("no {key} in {line:?}")).parse().unwrap()
+}
+
+fn ask(bench: &mut Bench, question: &[u8]) -> String {
+    let socket = bench.host.udp(5001);
+    bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(question, (v4(), 10)).unwrap();
+    bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
+    let answer = bench.host.sockets.get_mut::<udp::Socket>(socket).recv().unwrap().0.to_vec();
+    bench.host.sockets.remove(socket);
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn sink_counts_loses_nothing_and_resets() {
+    let mut bench = Bench::new("app=sink ip=10.0.0.2/24");
+    let socket = bench.host.udp(5000);
+    for size in [0, 18, 1472] {
+        for _ in 0..1000 {
+            bench.host.sockets.get_mut::<udp::Socket>(socket).send(size, (v4(), 9)).unwrap();
+            // Bursts of 1000 meet a guest that is polled once in a while.
+            if size == 1472 && bench.host.sockets.get_mut::<udp::Socket>(socket).send_queue() > 900_000 {
+                bench.run(1);
+            }
+        }
+        bench.run(1);
+    }
+    bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).send_queue() == 0);
+    bench.run(10);
+    let line = ask(&mut bench, b"report");
+    assert_eq!(counter(&line, "packets"), 3000, "{line}");
+    assert_eq!(counter(&line, "bytes"), 1000 * (18 + 1472));
+    assert_eq!(counter(&line, "dropped"), 0);
+    assert!(line.contains("packets_per_container=1.00"), "{line}");
+    assert!(counter(&line, "last_ns") >= counter(&line, "first_ns"));
+    let line = ask(&mut bench, b"reset\n");
+    assert_eq!(counter(&line, "packets"), 3000, "the last counters come with the answer");
+    let line = ask(&mut bench, b"");
+    assert_eq!(counter(&line, "packets"), 0);
+    assert_eq!(counter(&line, "first_ns"), 0);
+}
+
+#[test]
+fn what_the_stack_drops_is_counted() {
+    let mut bench = Bench::new("app=sink ip=10.0.0.2/24");
+    let socket = bench.host.udp(5000);
+    bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(b"good", (v4(), 9)).unwrap();
+    bench.run(20);
+    // The same with a wrong UDP checksum, and to an address that is not ours.
+    let mut frame = alloc::vec![0; 60];
+    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum = (0..10)
+        .map(|at| u32::from(u16::from_be_bytes([frame[14 + 2 * at], frame[15 + 2 * at]])))
+        .sum::<u32>();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame[34..42].copy_from_slice(&[0x10, 0, 0, 9, 0, 12, 0xde, 0xad]);
+    bench.link.nic().arrive(frame.clone());
+    frame[24..26].copy_from_slice(&[0, 0]);
+    bench.link.nic().arrive(frame);
+    bench.run(2);
+    let line = ask(&mut bench, b"report");
+    assert_eq!((counter(&line, "packets"), counter(&line, "dropped")), (1, 2), "{line}");
+}
+
+#[test]
+fn a_rogue_router_does_not_end_the_guest() {
+    let mut bench = Bench::new("");
+    let mut frame: Vec<u8> = Vec::new();
+    frame.extend([0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd]);
+    frame.extend([0x60, 0, 0, 0, 0, 48, 58, 255]);
+    let source = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 2];
+    let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    frame.extend(source);
+    frame.extend(all_nodes);
+    frame.extend([134, 0, 0, 0, 64, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    frame.extend([3, 4, 64, 0xc0, 0, 0, 1, 0, 0, 0, 0, 100, 0, 0, 0, 0]);
+    let prefix_at = frame.len();
+    frame.extend([0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let send = |bench: &mut Bench, prefix: u8| {
+        let mut frame = frame.clone();
+        frame[prefix_at] = prefix;
+        let mut sum = 58_u32 + 48;
+        for pair in frame[22..].chunks(2) {
+            sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+        }
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        frame[56..58].copy_from_slice(&sum.to_be_bytes());
+        bench.link.nic().arrive(frame);
+        bench.run(3);
+    };
+    send(&mut bench, 0xff);
+    assert!(!bench.console.contains("ff05:"), "{}", bench.console);
+    // The same with a sane prefix is believed, which shows that the frame is a good one.
+    send(&mut bench, 0x20);
+    assert!(bench.console.contains(" 2005::ff:fe00:1/64"), "{}", bench.console);
+}
+
+#[test]
+fn a_full_ring_sleeps_instead_of_spinning() {
+    let room = Rc::new(RefCell::new(None));
+    let mut bench = Bench::with(STATIC, |nic| *room.borrow_mut() = Some(Rc::clone(&nic.room)));
+    let room: Rc<Cell<usize>> = room.borrow_mut().take().unwrap();
+    let socket = bench.host.udp(5000);
+    bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(b"1", (v4(), 7)).unwrap();
+    bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
+    room.set(0);
+    bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(b"2", (v4(), 7)).unwrap();
+    bench.run(5);
+    let now_ns = bench.now_ns;
+    let deadline = bench.link.deadline_ns(now_ns);
+    assert!(deadline.is_none_or(|at| at > now_ns), "{deadline:?} at {now_ns}");
+    room.set(10);
+    bench.run(5);
+    let peer = bench.host.sockets.get_mut::<udp::Socket>(socket);
+    assert_eq!(peer.recv().unwrap().0, b"1");
+    assert_eq!(peer.recv().unwrap().0, b"2");
+}
+
+#[test]
+fn source_finds_its_neighbour_keeps_its_rate_and_ends() {
+    let settings =
+        Settings::parse("app=source ip=10.0.0.2/24 to=10.0.0.1:9 size=100 rate=10000 count=500").unwrap();
+    let (guest, peer) = wire();
+    let mut host = Host::new(peer, &["10.0.0.1/24"]);
+    let socket = host.udp(9);
+    let mut seen = Vec::new();
+    let mut machine = FakeMachine {
+        now_ns: 5 * MS,
+        console: String::new(),
+        changes: VecDeque::from([Change::Attached(guest)]),
+        slept: Vec::new(),
+        world: Box::new(|now_ns, _| {
+            host.poll(now_ns);
+            let socket = host.sockets.get_mut::<udp::Socket>(socket);
+            while let Ok((bytes, _)) = socket.recv() {
+                assert_eq!(bytes.len(), 100 - 42);
+                seen.push(u64::from_be_bytes(bytes[..8].try_into().unwrap()));
+            }
+            Some(now_ns + MS)
+        }),
+    };
+    assert_eq!(run(&mut machine, &settings, SEED), Ended::Finished);
+    let (line, end_ns) = (machine.console.clone(), machine.now_ns);
+    drop(machine);
+    host.poll(end_ns);
+    while let Ok((bytes, _)) = host.sockets.get_mut::<udp::Socket>(socket).recv() {
+        seen.push(u64::from_be_bytes(bytes[..8].try_into().unwrap()));
+    }
+    assert!(seen.iter().copied().eq(0..500), "{seen:?}");
+    let line = line.lines().find(|line| line.starts_with("source: packets=")).unwrap();
+    assert_eq!(counter(line, "packets"), 500);
+    let pps = counter(line, "pps");
+    assert!((9000..=10_500).contains(&pps), "{line}");
+}
+
+#[test]
+fn an_idle_guest_sleeps_without_end_and_stops_when_asked() {
+    let settings = Settings::parse("app=sink ip=10.0.0.2/24,fd00::2/64").unwrap();
+    let (guest, peer) = wire();
+    let mut host = Host::new(peer, &["10.0.0.1/24"]);
+    let armed = Rc::clone(&guest.armed);
+    let mut machine = FakeMachine {
+        now_ns: MS,
+        console: String::new(),
+        changes: VecDeque::from([Change::Attached(guest)]),
+        slept: Vec::new(),
+        world: Box::new(|now_ns, changes| {
+            host.poll(now_ns);
+            if now_ns > 60_000 * MS {
+                changes.push_back(Change::Stop(Request::PowerOff));
+            }
+            Some(now_ns + 5000 * MS)
+        }),
+    };
+    assert_eq!(run(&mut machine, &settings, SEED), Ended::Asked(Request::PowerOff));
+    assert_eq!(machine.slept.last(), Some(&None), "nothing is due on an idle guest: {:?}", machine.slept);
+    assert!(machine.slept.len() < 30);
+    assert!(armed.get() >= machine.slept.len(), "armed before every sleep");
+    assert_eq!(machine.console.lines().filter(|line| line.starts_with("sink: packets=0 ")).count(), 1);
+}
+
+#[test]
+fn interfaces_come_and_go() {
+    let settings = Settings::parse("ip=10.0.0.2/24 ip1=10.1.0.2/24").unwrap();
+    let (first, first_peer) = wire();
+    let (mut second, second_peer) = wire();
+    second.index = 1;
+    let mut hosts = [Host::new(first_peer, &["10.0.0.1/24"]), Host::new(second_peer, &["10.1.0.1/24"])];
+    let sockets = [hosts[0].udp(5000), hosts[1].udp(5000)];
+    let answers = RefCell::new([0, 0]);
+    let mut second = Some(second);
+    let mut machine = FakeMachine {
+        now_ns: MS,
+        console: String::new(),
+        changes: VecDeque::from([Change::Attached(first)]),
+        slept: Vec::new(),
+        world: Box::new(|now_ns, changes| {
+            for (at, host) in hosts.iter_mut().enumerate() {
+                let socket = host.sockets.get_mut::<udp::Socket>(sockets[at]);
+                while socket.recv().is_ok() {
+                    answers.borrow_mut()[at] += 1;
+                }
+                socket.send_slice(b"hi", (IpAddress::v4(10, at as u8, 0, 2), 7)).unwrap();
+                host.poll(now_ns);
+            }
+            match now_ns / MS {
+                100.. if second.is_some() => changes.push_back(Change::Attached(second.take().unwrap())),
+                300..400 if answers.borrow()[1] > 10 => changes.push_back(Change::Detached(1)),
+                500.. => changes.push_back(Change::Stop(Request::Reboot)),
+                _ => {}
+            }
+            Some(now_ns + MS)
+        }),
+    };
+    assert_eq!(run(&mut machine, &settings, SEED), Ended::Asked(Request::Reboot));
+    let answers = answers.borrow();
+    assert!(answers[0] > 400, "{answers:?}");
+    assert!(answers[1] > 150 && answers[1] < 320, "{answers:?}");
+    assert!(machine.console.contains("gone"));
+}
+
+#[test]
+fn a_mac_of_many_is_refused() {
+    let settings = Settings::parse("").unwrap();
+    for mac in [[1, 0, 0, 0, 0, 1], [0xff; 6], [0; 6]] {
+        let (mut nic, _) = wire();
+        nic.mac = mac;
+        let link = Link::new(nic, &settings.addressing(0), 1, 0, Some(&settings.start), &mut String::new());
+        assert!(link.is_err());
+    }
+}
