@@ -1,4 +1,6 @@
 //! Helpers of the whole-system tests. Each module says what it knows; none is part of the product.
 #![forbid(unsafe_code)]
 
+pub mod cable;
+pub mod host;
 pub mod probe;
