@@ -195,9 +195,13 @@ fn dom0_archive(
         add(&mut archive, &format!("/usr/bin/xenstore-{name}"), &path)?;
         needing.push(path);
     }
-    let ip = first_of(root, &["bin/ip", "usr/bin/ip", "sbin/ip"])?;
-    add(&mut archive, "/usr/sbin/ip", &ip)?;
-    needing.push(ip);
+    // busybox has both too; these make veth pairs and show every queue's drops.
+    for name in ["ip", "tc"] {
+        let folders = ["bin", "sbin", "usr/bin", "usr/sbin"].map(|folder| format!("{folder}/{name}"));
+        let path = first_of(root, &folders.each_ref().map(String::as_str))?;
+        add(&mut archive, &format!("/usr/sbin/{name}"), &path)?;
+        needing.push(path);
+    }
     let mut libraries = library_closure(root, &needing)?;
     // Loaded by libc when a thread is cancelled: no ELF file names it.
     let unwinder = "libgcc_s.so.1";

@@ -5,7 +5,10 @@
 
 pub mod agent;
 pub mod apt;
+pub mod cli;
+pub mod commands;
 pub mod cpio;
+pub mod demo;
 pub mod dom0;
 pub mod elf;
 pub mod images;
@@ -13,6 +16,7 @@ pub mod modules;
 pub mod products;
 pub mod progress;
 pub mod qemu;
+pub mod run;
 pub mod setup;
 pub mod testbed;
 pub mod workspace;

@@ -11,6 +11,7 @@ pub mod init;
 pub mod ping;
 pub mod processes;
 pub mod protocol;
+pub mod query;
 pub mod recv;
 pub mod report;
 pub mod send;

@@ -13,7 +13,7 @@ use drayage_peer::frame::{UdpFlow, parse_mac};
 use drayage_peer::ping::{PingOptions, Stop};
 use drayage_peer::recv::RecvOptions;
 use drayage_peer::send::SendOptions;
-use drayage_peer::{agent, echo, init, ping, recv, send, sys};
+use drayage_peer::{agent, echo, init, ping, query, recv, send, sys};
 use serde::Serialize;
 
 /// Traffic and control inside the test bed's machines.
@@ -75,6 +75,24 @@ enum Command {
         /// Longest silence.
         #[arg(long, default_value_t = 20_000)]
         timeout_ms: u64,
+    },
+    /// Asks a service for a line of text until one word of the answer stands still, and prints it.
+    Query {
+        /// Address of the service.
+        to: Ipv4Addr,
+        /// UDP port of the service.
+        #[arg(long)]
+        port: u16,
+        /// The question.
+        #[arg(long, default_value = "stats")]
+        text: String,
+        /// Word whose value must be the same in two answers (`KEY=value`); one answer is enough when
+        /// absent.
+        #[arg(long)]
+        still: Option<String>,
+        /// Time between two questions.
+        #[arg(long, default_value_t = 50)]
+        interval_ms: u64,
     },
     /// Serves UDP and TCP echo.
     ServeEcho {
@@ -208,6 +226,11 @@ fn run(command: Command) -> Result<()> {
         Command::UdpEcho { to, port, count, bytes } => print(&echo::udp_client(to, port, count, bytes)?),
         Command::TcpEcho { to, port, bytes, seed, timeout_ms } => {
             print(&echo::tcp_client(to, port, bytes, seed, Duration::from_millis(timeout_ms))?)
+        }
+        Command::Query { to, port, text, still, interval_ms } => {
+            let question = query::Question { to, port, text, still, interval_ms };
+            writeln!(io::stdout(), "{}", query::ask(&question)?)?;
+            Ok(())
         }
         Command::ServeEcho { port } => echo::serve(port),
     }

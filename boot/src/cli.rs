@@ -1,0 +1,88 @@
+//! The launcher's command line, and nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Builds, boots, demonstrates and tests Drayage.
+///
+/// Exit codes: 0 all is well; 1 something failed, and the message says what; 2 the command line was
+/// not understood.
+#[derive(Debug, Parser)]
+#[command(name = "cargo boot", bin_name = "cargo boot", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Shows the command lines of QEMU and of the package tools.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Installs or downloads what is missing; every other command does this by itself.
+    Setup(SetupArgs),
+    /// Builds the guest image and the static backend.
+    Build(BuildArgs),
+    /// Boots one guest and shows its console.
+    Run(RunArgs),
+    /// Shows under a real Xen what containers bring over the stock path.
+    Demo(DemoArgs),
+}
+
+/// Options of `setup`.
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// Installs nothing: QEMU too is downloaded and unpacked under target/.
+    #[arg(long)]
+    pub unpack: bool,
+}
+
+/// Options of `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Prints the paths of what was built as JSON, alone on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Application of the guest image.
+    #[arg(long, default_value = "echo")]
+    pub app: String,
+    /// Kind of machine.
+    #[arg(long, value_enum, default_value_t = MachineKind::Pvh)]
+    pub mode: MachineKind,
+    /// Seconds after which the machine is ended by force.
+    #[arg(long, default_value_t = 3600)]
+    pub timeout: u64,
+    /// Settings for the guest.
+    #[arg(last = true, value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+/// Kinds of machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MachineKind {
+    /// A paravirtualised Xen guest.
+    Pv,
+    /// A Xen guest in hardware's help, without emulated devices.
+    Pvh,
+    /// QEMU's own machine, without Xen.
+    Qemu,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Writes the results as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Measures less: 60-byte frames, rows a and d, one guest mode.
+    #[arg(long)]
+    pub quick: bool,
+}
