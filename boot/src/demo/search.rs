@@ -29,6 +29,11 @@ impl Measurement {
         self.received as f64 * 1e9 / self.elapsed_ns.max(1) as f64
     }
 
+    /// Returns packets per second that were offered.
+    fn offered(&self) -> f64 {
+        self.sent as f64 * 1e9 / self.elapsed_ns.max(1) as f64
+    }
+
     /// Returns the part of the packets that did not arrive.
     pub fn loss(&self) -> f64 {
         1.0 - self.received as f64 / self.sent.max(1) as f64
@@ -67,7 +72,8 @@ pub fn highest_rate(
     }
     // At overload part of the work is wasted on what is lost, so the best rate lies above this one.
     let mut low = unlimited.measurement.pps();
-    let mut high = low * 4.0;
+    // The source alone bounds it, and so does the work that is not wasted.
+    let mut high = (low * 4.0).min(unlimited.measurement.offered());
     let mut best: Option<Found> = None;
     for _ in 0..STEPS {
         let rate = (low * high).sqrt();
@@ -88,8 +94,8 @@ pub fn highest_rate(
     }
     match best {
         Some(found) => Ok(found),
-        // Even just above the rate that overload left: slower by halves until nothing is lost.
-        None => slower(&mut attempt, unlimited, low / 2.0),
+        // Bursts can cost packets even at the rate that overload left: slower until nothing is lost.
+        None => slower(&mut attempt, unlimited, low * 0.97),
     }
 }
 
@@ -103,7 +109,7 @@ fn slower(
         if found.measurement.loss() <= TOLERATED {
             return Ok(found);
         }
-        rate /= 2.0;
+        rate *= 0.8;
     }
     Ok(unlimited)
 }
