@@ -63,6 +63,15 @@ pub(crate) unsafe fn start_xen(channel: Channel) {
     *CONSOLE.lock() = Output::Xen { ring, port: Port(channel.port), lost_bytes: 0 };
 }
 
+/// The console, for whoever wants something to write to.
+pub(crate) struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        CONSOLE.lock().write_str(text)
+    }
+}
+
 /// Prints to the console; `println!` is the way to call it.
 pub(crate) fn print(text: fmt::Arguments<'_>) {
     // The console itself never fails; a Display that does is not the console's business.

@@ -1,10 +1,9 @@
-//! The toolstack's wishes: `control/shutdown` is watched, obeyed, and acknowledged by an empty value. Saving
+//! The toolstack's wishes: `control/shutdown` is watched, and acknowledged by an empty value. Saving
 //! and migrating are declined: this guest's state cannot be moved.
 
 use drayage_kernel::control::Request;
 
 use crate::console::println;
-use crate::exit::{Exit, exit};
 use crate::xenstore::{self, End, NO_TRANSACTION, StoreError, Transaction};
 
 const PATH: &str = "control/shutdown";
@@ -29,17 +28,17 @@ pub(crate) fn start() -> Result<(), StoreError> {
     xenstore::watch(PATH, TOKEN)
 }
 
-/// Looks at what is asked, acknowledges it, and obeys.
-pub(crate) fn look() {
+/// Looks at what is asked and acknowledges it. Returns what must be obeyed: an end.
+pub(crate) fn look() -> Option<Request> {
     match acknowledge() {
         Ok(None) => {}
         Ok(Some(Request::PowerOff)) => {
             println!("control: power off");
-            exit(Exit::PowerOff)
+            return Some(Request::PowerOff);
         }
         Ok(Some(Request::Reboot)) => {
             println!("control: reboot");
-            exit(Exit::Reboot)
+            return Some(Request::Reboot);
         }
         Ok(Some(Request::Suspend)) => {
             println!(
@@ -51,6 +50,7 @@ pub(crate) fn look() {
         }
         Err(error) => println!("control: {PATH} cannot be read: {error}"),
     }
+    None
 }
 
 /// Takes the request: reads the node and empties it, in one transaction.

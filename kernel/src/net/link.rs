@@ -181,7 +181,9 @@ impl<N: Nic> Link<N> {
             return;
         }
         self.announced = addresses.len();
-        let _ = write!(console, "net: {}: {}", self.nic.name(), EthernetAddress(self.nic.mac()));
+        let [a, b, c, d, e, f] = self.nic.mac();
+        let name = self.nic.name();
+        let _ = write!(console, "net: {name}: {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         for address in addresses {
             let _ = write!(console, " {address}");
         }

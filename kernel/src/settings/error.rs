@@ -87,9 +87,9 @@ pub(super) fn hint<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Box
     match nearest {
         // A third of the letters may differ: enough for a slip of the finger, too little for a guess.
         Some((distance, name)) if distance <= (name.len() / 3).max(1) && distance < typed.len() => {
-            let mut text = String::from("; did you mean \"");
+            let mut text = String::from(" (did you mean \"");
             text.push_str(name);
-            text.push_str("\"?");
+            text.push_str("\"?)");
             text.into()
         }
         _ => "".into(),
@@ -127,8 +127,8 @@ mod tests {
     #[test]
     fn only_near_names_are_suggested() {
         let names = ["app", "container-bytes", "containers"];
-        assert_eq!(&*hint("conteiners", names.into_iter()), "; did you mean \"containers\"?");
-        assert_eq!(&*hint("aap", names.into_iter()), "; did you mean \"app\"?");
+        assert_eq!(&*hint("conteiners", names.into_iter()), " (did you mean \"containers\"?)");
+        assert_eq!(&*hint("aap", names.into_iter()), " (did you mean \"app\"?)");
         assert_eq!(&*hint("root", names.into_iter()), "");
         assert_eq!(&*hint("x", ["gw"].into_iter()), "");
     }

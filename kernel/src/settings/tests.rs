@@ -57,7 +57,7 @@ fn an_interface_between_two_with_settings_asks_by_dhcp() {
 fn unknown_keys_are_named_with_what_is_valid() {
     assert_eq!(
         error("aap=echo"),
-        "there is no setting \"aap\"; did you mean \"app\"?; valid are app, ip, gw, containers, container-bytes, port"
+        "there is no setting \"aap\" (did you mean \"app\"?); valid are app, ip, gw, containers, container-bytes, port"
     );
     assert!(error("root=/dev/xvda1").starts_with("there is no setting \"root\"; valid are app, "));
     assert!(error("ip8=dhcp").contains("no setting \"ip8\""));
