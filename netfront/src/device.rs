@@ -1,0 +1,115 @@
+//! The one file that names smoltcp: a [`Vif`] is a `smoltcp::phy::Device`.
+//!
+//! TCP and UDP checksums are the driver's business in both directions, so that the stack's capabilities stay
+//! the same whatever a backend can do: received ones are verified by the driver where nobody vouches for
+//! them, sent ones are left blank where the backend takes that and computed here where it does not. The stack
+//! sees to those of IPv4 headers and ICMP.
+
+use smoltcp::iface::{Interface, PollIngressSingleResult, SocketSet};
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+
+use crate::counters::TxCounters;
+use crate::platform::Platform;
+use crate::tx::TxQueue;
+use crate::vif::{ETHERNET_HEADER_BYTES, Vif};
+
+/// A received frame. Its bytes lie where the backend put them, and are ours until the token is gone.
+#[derive(Debug)]
+pub struct RxToken<'a>(&'a [u8]);
+
+impl smoltcp::phy::RxToken for RxToken<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+/// The right to send a frame.
+#[derive(Debug)]
+pub struct TxToken<'a, P> {
+    queue: &'a mut TxQueue<P>,
+    spare: &'a mut [u8],
+    counters: &'a mut TxCounters,
+}
+
+impl<P: Platform> smoltcp::phy::TxToken for TxToken<'_, P> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        self.queue.send(len, self.spare, self.counters, f)
+    }
+}
+
+impl<P: Platform> Device for Vif<P> {
+    type RxToken<'a>
+        = RxToken<'a>
+    where
+        P: 'a;
+    type TxToken<'a>
+        = TxToken<'a, P>
+    where
+        P: 'a;
+
+    fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        if !self.is_up() {
+            return None;
+        }
+        let link = self.link.as_mut()?;
+        match link.rx.next(&mut self.counters.rx) {
+            Ok(place) => {
+                let frame = link.rx.bytes(place?)?;
+                let (queue, spare, counters) = (&mut link.tx, &mut *self.spare, &mut self.counters.tx);
+                Some((RxToken(frame), TxToken { queue, spare, counters }))
+            }
+            Err(broken) => {
+                self.broken = Some(broken);
+                None
+            }
+        }
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
+        let longest = self.mtu() + ETHERNET_HEADER_BYTES;
+        if !self.is_up() {
+            return None;
+        }
+        let link = self.link.as_mut()?;
+        match link.tx.ready(longest, &mut self.counters.tx) {
+            Ok(true) => {
+                Some(TxToken { queue: &mut link.tx, spare: &mut self.spare, counters: &mut self.counters.tx })
+            }
+            Ok(false) => None,
+            Err(broken) => {
+                self.broken = Some(broken);
+                None
+            }
+        }
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = self.mtu() + ETHERNET_HEADER_BYTES;
+        capabilities.checksum = ChecksumCapabilities::default();
+        capabilities.checksum.udp = Checksum::None;
+        capabilities.checksum.tcp = Checksum::None;
+        capabilities
+    }
+}
+
+impl<P: Platform> Vif<P> {
+    /// Hands up to `most` received frames to the stack and returns how many there were. After each such batch
+    /// the application runs, then one pass of egress, then [`flush`](Self::flush).
+    pub fn ingress(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        sockets: &mut SocketSet<'_>,
+        most: usize,
+    ) -> usize {
+        for done in 0..most {
+            if interface.poll_ingress_single(now, self, sockets) == PollIngressSingleResult::None {
+                return done;
+            }
+        }
+        most
+    }
+}

@@ -1,0 +1,391 @@
+//! Sending: frames become requests. With containers or without, as agreed when the vif was connected.
+//!
+//! The page of ring slot *i* is page *i* of one pool, into which the stack writes in place. It knows rings,
+//! pages and what netif and SPEC.md say of them, and no network stack.
+//!
+//! A backend may answer out of order (Linux's does), so a page is free when the request that names it was
+//! answered, and the slot of a page that is not free is not used: until then, the ring counts as full.
+
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::checksum::{blank, fill};
+use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, HEADER_BYTES, Meta, Writer};
+use drayage_wire::netif::{MAX_TX_SLOTS, RING_SLOTS, Tx, TxRequest, TxResponse, tx_flags};
+
+use crate::counters::TxCounters;
+use crate::platform::{DomainId, Platform, Refused, StillInUse};
+use crate::pool::{SendPool, SharedRing};
+use crate::rx::{Broken, MIRROR_PAGES};
+
+/// Slots that only replies to received packets may use, so that a full ring does not cost them.
+const RESERVED_SLOTS: u32 = 32;
+/// The smallest descriptor table of a container: what a guest that says little needs.
+const FEWEST_DESCRIPTORS: usize = 8;
+
+/// What the backend takes from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) mode: Mode,
+    /// Blank TCP and UDP checksums over IPv4.
+    pub(crate) blank_v4: bool,
+    /// And over IPv6.
+    pub(crate) blank_v6: bool,
+}
+
+/// What a chain of slots carries, fixed when the vif is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A frame of at most this many slots.
+    Frames {
+        /// See above.
+        max_slots: usize,
+    },
+    /// A container of at most this many bytes.
+    Containers {
+        /// See above.
+        max_bytes: usize,
+    },
+}
+
+/// A container that is being filled.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    writer: Writer,
+    first: usize,
+    size: usize,
+    opened_ns: u64,
+}
+
+/// The sending half of a connection.
+#[derive(Debug)]
+pub(crate) struct TxQueue<P> {
+    ring: SharedRing<Tx, P>,
+    pool: SendPool<P>,
+    platform: P,
+    terms: Terms,
+    /// A bit for each page, set while a request that names it is in flight.
+    busy: [u64; 4],
+    open: Option<Open>,
+    /// Packets and bytes of the container before, from which the next one's table is sized.
+    last: (usize, usize),
+    sequence: u32,
+    /// The stack was refused since there was last room.
+    starved: bool,
+    notify: bool,
+}
+
+impl<P: Platform + Clone> TxQueue<P> {
+    /// Allocates ring and pool. Nothing is granted yet.
+    pub(crate) fn new(platform: &P) -> Result<Self, Refused> {
+        let mut ring = SharedRing::new(platform.clone())?;
+        let pool = match SendPool::new(platform.clone(), RING_SLOTS as usize, MIRROR_PAGES) {
+            Ok(pool) => pool,
+            Err(error) => {
+                // It was never granted, so nobody uses it.
+                let _ = ring.reclaim();
+                return Err(error);
+            }
+        };
+        let terms = Terms { mode: Mode::Frames { max_slots: 1 }, blank_v4: false, blank_v6: false };
+        Ok(Self {
+            ring,
+            pool,
+            platform: platform.clone(),
+            terms,
+            busy: [0; 4],
+            open: None,
+            last: (0, 0),
+            sequence: 0,
+            starved: false,
+            notify: false,
+        })
+    }
+}
+
+impl<P: Platform> TxQueue<P> {
+    /// Grants everything and returns the ring's reference.
+    pub(crate) fn open(&mut self, peer: DomainId, terms: Terms) -> Result<u32, Refused> {
+        self.terms = terms;
+        if let Mode::Frames { max_slots } = &mut self.terms.mode
+            && self.pool.mirrored() < MIRROR_PAGES
+        {
+            // A longer frame might not find its pages in one piece at the ring's end.
+            *max_slots = 1;
+        }
+        self.pool.grant_all(peer)?;
+        Ok(self.ring.grant(peer)?.0)
+    }
+
+    /// Returns the longest frame that can be sent, in bytes.
+    pub(crate) fn max_frame_bytes(&self) -> usize {
+        match self.terms.mode {
+            Mode::Frames { max_slots } => max_slots.min(MAX_TX_SLOTS) * PAGE_SIZE,
+            // A container of one page always finds one, whatever the position in the ring.
+            Mode::Containers { max_bytes } if self.pool.mirrored() >= MIRROR_PAGES => {
+                max_bytes - HEADER_BYTES - 10
+            }
+            Mode::Containers { .. } => PAGE_SIZE - HEADER_BYTES - 10,
+        }
+    }
+
+    fn is_busy(&self, page: usize) -> bool {
+        self.busy[page / 64] >> (page % 64) & 1 != 0
+    }
+
+    /// Takes the answers that are there.
+    ///
+    /// # Errors
+    /// [`Broken`]: the queue must not be used any further.
+    pub(crate) fn reap(&mut self, counters: &mut TxCounters) -> Result<(), Broken> {
+        let ring = self.ring.get();
+        let available = ring.available()?;
+        for ahead in 0..available {
+            let response: TxResponse = ring.peek(ahead);
+            let page = usize::from(response.id);
+            let bit = 1 << (page % 64);
+            match self.busy.get_mut(page / 64).filter(|bits| **bits & bit != 0) {
+                Some(bits) => *bits &= !bit,
+                None => counters.bad_responses += 1,
+            }
+            counters.errors += u64::from(response.status < 0);
+        }
+        ring.advance(available);
+        Ok(())
+    }
+
+    /// Returns how many slots from the next one on can be used as one range, `most` at the most.
+    fn room(&mut self, most: usize) -> usize {
+        let ring = self.ring.get();
+        let (first, free) = (ring.next_request().slot(), ring.free_slots() as usize);
+        let until_end = RING_SLOTS as usize - first + self.pool.mirrored();
+        let most = most.min(free).min(until_end);
+        (0..most).take_while(|n| !self.is_busy((first + n) % RING_SLOTS as usize)).count()
+    }
+
+    /// Returns whether the stack may send a frame of `len` bytes of its own accord: some slots are kept for
+    /// replies, which cannot wait. Where there is no room, what was answered
+    /// meanwhile is taken first.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) fn ready(&mut self, len: usize, counters: &mut TxCounters) -> Result<bool, Broken> {
+        if self.open.is_some_and(|open| open.writer.fits(len)) || self.has_room(len) {
+            return Ok(true);
+        }
+        // What is open would be closed by this frame anyway, unless it turns out shorter than it may be.
+        self.close_container(counters);
+        self.reap(counters)?;
+        let ready = self.has_room(len);
+        if !ready {
+            self.starved = true;
+            counters.refused += 1;
+        }
+        Ok(ready)
+    }
+
+    fn has_room(&mut self, len: usize) -> bool {
+        let open = self.open.map_or(0, |open| open.writer.total_bytes().div_ceil(PAGE_SIZE));
+        let needed = (len + HEADER_BYTES + 16).div_ceil(PAGE_SIZE) + open;
+        self.ring.get().free_slots() >= RESERVED_SLOTS + needed as u32 && self.room(needed) == needed
+    }
+
+    /// Sends a frame of `len` bytes that `write` fills in. When it cannot be sent, `write` fills `spare`, and
+    /// the loss is counted.
+    pub(crate) fn send<R>(
+        &mut self,
+        len: usize,
+        spare: &mut [u8],
+        counters: &mut TxCounters,
+        write: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        let sent = match self.terms.mode {
+            Mode::Frames { max_slots } => self.send_frame(len, max_slots, counters, write),
+            Mode::Containers { max_bytes } => self.pack_frame(len, max_bytes, counters, write),
+        };
+        match sent {
+            Ok(result) => {
+                counters.packets += 1;
+                counters.bytes += len as u64;
+                result
+            }
+            Err(write) => {
+                let too_long = len > self.max_frame_bytes();
+                counters.dropped_long += u64::from(too_long);
+                counters.dropped_full += u64::from(!too_long);
+                write(&mut spare[..len])
+            }
+        }
+    }
+
+    fn send_frame<R, F: FnOnce(&mut [u8]) -> R>(
+        &mut self,
+        len: usize,
+        max_slots: usize,
+        counters: &mut TxCounters,
+        write: F,
+    ) -> Result<R, F> {
+        let slots = len.div_ceil(PAGE_SIZE);
+        if slots > max_slots || !self.make_room(slots, counters) {
+            return Err(write);
+        }
+        let first = self.ring.get().next_request().slot();
+        let Some(frame) = self.pool.bytes_mut(first, len) else { return Err(write) };
+        let result = write(frame);
+        let flags = match finish_checksum(frame, self.terms) {
+            Checksum::Blank => tx_flags::CSUM_BLANK | tx_flags::DATA_VALIDATED,
+            Checksum::Valid => tx_flags::DATA_VALIDATED,
+            Checksum::Unverified => 0,
+        };
+        counters.blank_checksums += u64::from(flags & tx_flags::CSUM_BLANK != 0);
+        self.push_chain(len, flags, counters);
+        Ok(result)
+    }
+
+    fn pack_frame<R, F: FnOnce(&mut [u8]) -> R>(
+        &mut self,
+        len: usize,
+        max_bytes: usize,
+        counters: &mut TxCounters,
+        write: F,
+    ) -> Result<R, F> {
+        if self.open.is_some_and(|open| !open.writer.fits(len)) {
+            self.close_container(counters);
+        }
+        let mut open = match self.open {
+            Some(open) => open,
+            None => match self.open_container(len, max_bytes, counters) {
+                Some(open) => open,
+                None => return Err(write),
+            },
+        };
+        let Some(buffer) = self.pool.bytes_mut(open.first, open.size) else { return Err(write) };
+        let mut write = Some(write);
+        let mut meta = Meta::default();
+        let pushed = open.writer.push_with(buffer, len, meta, |frame| {
+            let result = write.take().map(|write| write(frame));
+            meta.checksum = finish_checksum(frame, self.terms);
+            result
+        });
+        match (pushed, write) {
+            (Ok(Some(result)), None) => {
+                open.writer.set_last_meta(buffer, meta);
+                counters.blank_checksums += u64::from(meta.checksum == Checksum::Blank);
+                self.open = Some(open);
+                Ok(result)
+            }
+            (_, Some(write)) => Err(write),
+            (_, None) => unreachable!("`write` is taken where its result is kept"),
+        }
+    }
+
+    /// Returns whether `slots` slots can be used, after a look at the answers if need be.
+    fn make_room(&mut self, slots: usize, counters: &mut TxCounters) -> bool {
+        // An answer that breaks the ring is found again, and acted on, by the next `flush`.
+        self.room(slots) == slots || (self.reap(counters).is_ok() && self.room(slots) == slots)
+    }
+
+    fn open_container(&mut self, len: usize, max_bytes: usize, counters: &mut TxCounters) -> Option<Open> {
+        self.make_room((len + HEADER_BYTES + 10).div_ceil(PAGE_SIZE), counters);
+        let pages = self.room(max_bytes.div_ceil(PAGE_SIZE));
+        let size = max_bytes.min(pages * PAGE_SIZE);
+        // Twice what the container before had, so that a guest that says little sends no empty table, and one
+        // that says much soon has a table for all of it.
+        let (packets, bytes) = self.last;
+        let each = bytes.checked_div(packets).unwrap_or(len + DESCRIPTOR_BYTES);
+        let writer = Writer::new(size, (size / each).min((2 * packets).max(FEWEST_DESCRIPTORS)));
+        let writer = if writer.fits(len) { writer } else { Writer::new(size, 1) };
+        if !writer.fits(len) {
+            return None;
+        }
+        let first = self.ring.get().next_request().slot();
+        Some(Open { writer, first, size, opened_ns: self.platform.now_ns() })
+    }
+
+    fn close_container(&mut self, counters: &mut TxCounters) {
+        let Some(mut open) = self.open.take() else { return };
+        let Some(buffer) = self.pool.bytes_mut(open.first, open.size) else { return };
+        let packets = open.writer.count();
+        let hold_ns = self.platform.now_ns().saturating_sub(open.opened_ns);
+        let total = open.writer.finish(buffer, self.sequence, hold_ns.try_into().unwrap_or(u32::MAX));
+        self.sequence = self.sequence.wrapping_add(1);
+        self.last = (packets, total - HEADER_BYTES);
+        counters.containers += 1;
+        self.push_chain(total, 0, counters);
+        self.notify |= self.ring.get().publish();
+    }
+
+    /// Pushes the requests for `total` bytes from the next slot's page on. There is room for them.
+    fn push_chain(&mut self, total: usize, flags: u16, counters: &mut TxCounters) {
+        let ring = self.ring.get();
+        let slots = total.div_ceil(PAGE_SIZE);
+        for n in 0..slots {
+            let page = ring.next_request().slot();
+            let size = if n == 0 { total } else { (total - n * PAGE_SIZE).min(PAGE_SIZE) };
+            let more = if n + 1 < slots { tx_flags::MORE_DATA } else { 0 };
+            let flags = if n == 0 { flags | more } else { more };
+            let gref = self.pool.grant_ref(page).0;
+            let _ = ring.push(TxRequest { gref, offset: 0, flags, id: page as u16, size: size as u16 });
+            self.busy[page / 64] |= 1 << (page % 64);
+        }
+        counters.slots += slots as u64;
+    }
+
+    /// Sends what is open or not published, takes answers, and returns whether the backend is to be notified.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) fn flush(&mut self, counters: &mut TxCounters) -> Result<bool, Broken> {
+        self.close_container(counters);
+        self.notify |= self.ring.get().publish();
+        self.reap(counters)?;
+        Ok(core::mem::take(&mut self.notify))
+    }
+
+    /// Returns whether the stack was refused and has not been told since that there is room.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// If the stack was refused, asks for an event when half of what is in flight is answered. Returns whether
+    /// there is room already.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) fn rearm(&mut self, len: usize, counters: &mut TxCounters) -> Result<bool, Broken> {
+        while self.starved {
+            self.reap(counters)?;
+            if self.has_room(len) {
+                self.starved = false;
+                return Ok(true);
+            }
+            let ring = self.ring.get();
+            let half = ring.in_flight() / 2 + 1;
+            if !ring.rearm_after(half) {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Gives everything back.
+    ///
+    /// # Errors
+    /// [`StillInUse`]: to be asked again later.
+    pub(crate) fn reclaim(&mut self) -> Result<(), StillInUse> {
+        self.pool.reclaim()?;
+        self.ring.reclaim()
+    }
+}
+
+/// Sees to the TCP or UDP checksum, which the stack has left to us: it stays blank where the backend takes
+/// that, and is computed elsewhere.
+fn finish_checksum(frame: &mut [u8], terms: Terms) -> Checksum {
+    let v6 = frame.get(12..14) == Some(&[0x86, 0xdd]);
+    let blanks = if v6 { terms.blank_v6 } else { terms.blank_v4 };
+    if blanks && blank(frame).is_some() {
+        return Checksum::Blank;
+    }
+    if !blanks && fill(frame) {
+        return Checksum::Valid;
+    }
+    Checksum::Unverified
+}
