@@ -30,6 +30,8 @@ pub enum Command {
     Run(RunArgs),
     /// Shows under a real Xen what containers bring over the stock path.
     Demo(DemoArgs),
+    /// Runs every test, those under Xen included.
+    Test(TestArgs),
 }
 
 /// Options of `setup`.
@@ -85,4 +87,12 @@ pub struct DemoArgs {
     /// Measures less: 60-byte frames, rows a and d, one guest mode.
     #[arg(long)]
     pub quick: bool,
+}
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Runs the tests whose name contains this.
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Option<String>,
 }

@@ -165,7 +165,7 @@ impl Dom0 {
     /// Ends a guest at once, and waits until it is gone.
     pub fn destroy(&mut self, name: &str) -> Result<()> {
         self.shell(&format!("xl destroy {name}"))?;
-        self.guests.retain(|known| known != name);
+        self.forget(name);
         Ok(())
     }
 
@@ -202,6 +202,11 @@ impl Dom0 {
     pub fn console_len(&mut self, name: &str) -> Result<u64> {
         let text = self.shell(&format!("stat -c %s {} 2>/dev/null || echo 0", console_file(name)))?;
         text.trim().parse().with_context(|| format!("length of a console: {text:?}"))
+    }
+
+    /// Forgets a guest that ended by itself.
+    pub fn forget(&mut self, name: &str) {
+        self.guests.retain(|known| known != name);
     }
 
     /// Returns the names of the guests that were created and not destroyed.

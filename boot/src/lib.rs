@@ -19,5 +19,7 @@ pub mod qemu;
 pub mod run;
 pub mod setup;
 pub mod testbed;
+pub mod testing;
 pub mod workspace;
+pub mod xentest;
 pub mod xz;

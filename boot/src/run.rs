@@ -59,7 +59,7 @@ fn run_plain(context: &Context, settings: &str, limit: Duration) -> Result<()> {
 }
 
 /// Returns forwards from ports of loopback that nobody uses now.
-fn free_ports() -> Result<[Forward; 2]> {
+pub(crate) fn free_ports() -> Result<[Forward; 2]> {
     let udp = UdpSocket::bind("127.0.0.1:0").context("finding a free UDP port")?;
     let tcp = TcpListener::bind("127.0.0.1:0").context("finding a free TCP port")?;
     let forward = |protocol, host_port| Forward { protocol, host_port, guest_port: ECHO_PORT };

@@ -1,0 +1,94 @@
+//! The tests under a real Xen: one function per scenario, all on one machine where possible. Knows
+//! how scenarios are run and judged, not what they do.
+
+mod bench;
+mod life;
+mod plain;
+mod stock;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::commands::{Context, describe};
+use crate::images::Programs;
+use crate::products;
+use crate::qemu::Clock;
+use crate::setup::{Placement, provide};
+use crate::testbed::Testbed;
+use crate::testing::Counts;
+
+use bench::Bench;
+
+/// Time after which a machine is ended by force.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// A test under Xen.
+struct Scenario {
+    name: &'static str,
+    run: fn(&mut Bench) -> Result<()>,
+}
+
+/// Returns every scenario, in the order in which they run.
+fn scenarios() -> Vec<Scenario> {
+    [stock::scenarios(), life::scenarios()].into_iter().flatten().collect()
+}
+
+/// Runs the scenarios whose name contains a pattern.
+pub(crate) fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
+    let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
+    let mut counts = Counts::default();
+    for (name, scenario) in plain::scenarios() {
+        if wanted(name) {
+            let started = Instant::now();
+            note(name, started, scenario(context), &mut counts);
+        }
+    }
+    let mut wanted: Vec<Scenario> =
+        scenarios().into_iter().filter(|scenario| wanted(scenario.name)).collect();
+    let mut bed: Option<Testbed> = None;
+    for scenario in wanted.drain(..) {
+        let mut machine = match bed.take() {
+            Some(machine) => machine,
+            None => boot(context)?,
+        };
+        let started = Instant::now();
+        let result = (scenario.run)(&mut Bench::new(&mut machine.dom0));
+        let failed = result.is_err();
+        note(scenario.name, started, result.map_err(|error| machine.explain(error)), &mut counts);
+        // A machine that cannot be tidied up is of no use to the next scenario.
+        match Bench::new(&mut machine.dom0).tidy() {
+            Ok(()) => bed = Some(machine),
+            Err(error) if failed => eprintln!("a new machine is needed: {}", describe(&error)),
+            Err(error) => note("tidying up", started, Err(error), &mut counts),
+        }
+    }
+    if let Some(machine) = bed {
+        machine.power_off()?;
+    }
+    Ok(counts)
+}
+
+fn boot(context: &Context) -> Result<Testbed> {
+    let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
+    let programs = Programs {
+        peer: products::peer(&context.workspace, context.verbosity)?,
+        drayage: Some(products::drayage(&context.workspace, context.verbosity)?),
+        guest: Some(products::guest_image(&context.workspace, context.verbosity)?),
+    };
+    Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, LIMIT, context.verbosity)
+}
+
+fn note(name: &str, started: Instant, result: Result<()>, counts: &mut Counts) {
+    let took_s = started.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => {
+            counts.passed += 1;
+            eprintln!("PASS {name} ({took_s:.1} s)");
+        }
+        Err(error) => {
+            counts.failed += 1;
+            eprintln!("FAIL {name} ({took_s:.1} s)\n{}", describe(&error));
+        }
+    }
+}

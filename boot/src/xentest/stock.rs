@@ -1,0 +1,47 @@
+//! Scenarios on Xen's stock backend. Knows nothing of our backend.
+
+use anyhow::{Result, ensure};
+
+use super::Scenario;
+use super::bench::Bench;
+use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, linux, linux_reader_script, ours, stock_vif};
+use crate::dom0::Mode;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario { name: "xen::stock::linux_pv_guest_answers", run: |bench| linux_answers(bench, Mode::Pv) },
+        Scenario { name: "xen::stock::pv_guest_answers", run: |bench| ours_answers(bench, Mode::Pv) },
+        Scenario { name: "xen::stock::pvh_guest_answers", run: |bench| ours_answers(bench, Mode::Pvh) },
+        Scenario { name: "xen::stock::dhcp_lease", run: dhcp_lease },
+    ]
+}
+
+/// The test bed itself: where Linux does not answer, nothing else need be looked at.
+fn linux_answers(bench: &mut Bench, mode: Mode) -> Result<()> {
+    let mut guest = linux("linux", mode, &linux_reader_script());
+    guest.vifs = vec![stock_vif(GUEST_MAC)];
+    bench.create_on_stock(&guest, HOST_IP)?;
+    bench.await_answer(GUEST_IP)?;
+    bench.compare_echoes(GUEST_IP)
+}
+
+fn ours_answers(bench: &mut Bench, mode: Mode) -> Result<()> {
+    let mut guest = ours("echo", mode, &format!("app=echo ip={GUEST_IP}/24"));
+    guest.vifs = vec![stock_vif(GUEST_MAC)];
+    bench.create_on_stock(&guest, HOST_IP)?;
+    bench.await_answer(GUEST_IP)?;
+    bench.compare_echoes(GUEST_IP)
+}
+
+/// Without a setting the guest asks a DHCP server.
+fn dhcp_lease(bench: &mut Bench) -> Result<()> {
+    let mut guest = ours("lease", Mode::Pvh, "app=echo");
+    guest.vifs = vec![stock_vif(GUEST_MAC)];
+    bench.create_on_stock(&guest, HOST_IP)?;
+    let vif = format!("vif{}.0", bench.dom0.domain_id("lease")?);
+    crate::run::serve_dhcp(bench.dom0, &vif)?;
+    let line = bench.await_console("lease", "dhcp lease")?;
+    let ip = line.split_whitespace().find_map(|word| word.strip_suffix("/24,").or(word.strip_suffix("/24")));
+    ensure!(ip.is_some_and(|ip| ip.starts_with("10.0.0.")), "no address in {line:?}");
+    bench.compare_echoes(ip.unwrap_or_default())
+}
