@@ -12,6 +12,7 @@ pub mod events;
 pub mod front;
 pub mod grants;
 pub mod memory;
+pub mod raw;
 pub mod store;
 
 use std::collections::BTreeMap;

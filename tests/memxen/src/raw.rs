@@ -1,0 +1,116 @@
+//! Single pages in the hands of a test that plays a guest or a backend itself, honest or not: plain loads and
+//! stores, without the driver or the backend that would do them rightly.
+//!
+//! It knows pages, and nothing of what is in them.
+
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
+
+use drayage_shared::{SharedBytes, SharedPage};
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::ring::SharedWords;
+
+use drayage_netfront::platform::Refused;
+
+use crate::{Access, DomainId, GrantRef, Hypervisor};
+
+/// A page of a domain's own, or of another domain, mapped until it is dropped.
+#[derive(Debug)]
+pub struct RawPage {
+    address: NonNull<u8>,
+    words: SharedPage,
+    bytes: SharedBytes,
+    mapping: Option<(Hypervisor, DomainId, u64)>,
+}
+
+impl RawPage {
+    /// Takes a page.
+    ///
+    /// # Safety
+    /// 4096 readable and writable bytes at `address`, page-aligned, stay mapped for as long as the value lives,
+    /// and nothing in the program holds a reference into them.
+    unsafe fn new(address: NonNull<u8>, mapping: Option<(Hypervisor, DomainId, u64)>) -> Self {
+        // SAFETY: the caller's promise; `bytes` accesses the page volatilely, which is as good as atomics where
+        // both sides only ever take what they read for bytes of unknown origin.
+        let words = unsafe { SharedPage::new(address) };
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { SharedBytes::new(address, PAGE_SIZE) };
+        Self { address, words, bytes, mapping }
+    }
+
+    /// Returns the page's address, by which a guest grants it.
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// Writes bytes.
+    ///
+    /// # Panics
+    /// Beyond the page's end.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        self.bytes.copy_in(offset, bytes).expect("inside the page");
+    }
+
+    /// Reads bytes.
+    ///
+    /// # Panics
+    /// Beyond the page's end.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        self.bytes.copy_out(offset, into).expect("inside the page");
+    }
+}
+
+impl Drop for RawPage {
+    fn drop(&mut self) {
+        if let Some((hv, by, handle)) = self.mapping.take() {
+            hv.unmap(by, handle);
+        }
+    }
+}
+
+impl SharedWords for RawPage {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        self.words.load(word, order)
+    }
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        self.words.store(word, value, order);
+    }
+    fn full_fence(&self) {
+        self.words.full_fence();
+    }
+}
+
+impl SharedWords for &RawPage {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        self.words.load(word, order)
+    }
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        self.words.store(word, value, order);
+    }
+    fn full_fence(&self) {
+        self.words.full_fence();
+    }
+}
+
+impl Hypervisor {
+    /// Allocates a zeroed page of a domain, which is never freed.
+    ///
+    /// # Errors
+    /// [`Refused::NoMemory`].
+    pub fn raw_page(&self, id: DomainId) -> Result<RawPage, Refused> {
+        let pool = self.alloc_pool(id, 1, 0)?;
+        // SAFETY: the pool's one page stays mapped until `free_pool`, which nobody calls: its address is only
+        // known to the page.
+        Ok(unsafe { RawPage::new(pool.base, None) })
+    }
+
+    /// Maps a granted page for domain `by`, until the result is dropped.
+    ///
+    /// # Errors
+    /// The status of the grant operation.
+    pub fn raw_map(&self, by: DomainId, domain: DomainId, grant: GrantRef) -> Result<RawPage, i16> {
+        let mapping = self.map(by, &[(domain, grant)], Access::ReadWrite)?;
+        // SAFETY: the mapping lasts until `unmap`, which only the page's `drop` calls: the handle moves into it.
+        Ok(unsafe { RawPage::new(mapping.base, Some((self.clone(), by, mapping.handle))) })
+    }
+}
