@@ -220,6 +220,16 @@ pub fn console_file(guest: &str) -> String {
     format!("/var/log/xen/guest-{guest}.log")
 }
 
+/// Returns a shell command that ends once a domain is gone. The watch fires once when it is set, so
+/// that an end before it is not missed.
+pub fn await_gone(name: &str) -> String {
+    format!(
+        "mkfifo /run/gone.$$; xenstore-watch @releaseDomain > /run/gone.$$ & watch=$!; \
+         while read -r _; do xl domid {name} >/dev/null 2>&1 || break; done < /run/gone.$$; \
+         kill $watch; rm /run/gone.$$"
+    )
+}
+
 /// Returns the JSON document in the last line of a text.
 pub fn parse_last_line<T: DeserializeOwned>(text: &str) -> Result<T> {
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();

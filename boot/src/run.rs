@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cli::{MachineKind, RunArgs};
 use crate::commands::Context;
-use crate::dom0::{Dom0, Guest, Mode, Start, console_file};
+use crate::dom0::{Dom0, Guest, Mode, Start, await_gone, console_file};
 use crate::images::{Programs, inside};
 use crate::products;
 use crate::qemu::{Clock, Forward, Machine, plain_command, show};
@@ -109,14 +109,9 @@ fn show_guest(dom0: &mut Dom0, mode: Mode, settings: &str) -> Result<()> {
     }
 }
 
-/// Returns a shell command that adds a last line to a guest's console once its domain is gone. The
-/// watch fires once when it is set, so that an end before it is not missed.
+/// Returns a shell command that adds a last line to a guest's console once its domain is gone.
 fn announce_end(name: &str) -> String {
-    format!(
-        "xenstore-watch @releaseDomain | while read -r _; do xl domid {name} >/dev/null 2>&1 || break; done; \
-         echo '{ENDED}' >> {}",
-        console_file(name)
-    )
+    format!("{}; echo '{ENDED}' >> {}", await_gone(name), console_file(name))
 }
 
 /// Starts a DHCP server on a device of dom0.

@@ -94,10 +94,14 @@ fn provide_emulator(workspace: &Workspace, placement: Placement, verbosity: Verb
         return Ok(Emulator { program: PROGRAM.into(), unpacked: None });
     }
     let step = Step::begin(format!("downloading QEMU, nothing is installed, into {}", root.display()));
-    let packages = QEMU_PACKAGES.iter().chain(&["qemu-system-data"]).map(ToString::to_string);
-    let wanted = apt.with_libraries(&packages.collect::<Vec<_>>())?;
-    let missing = apt.not_installed(wanted);
-    fetch(&mut apt, missing, &data, &root, &step)?;
+    let packages: Vec<String> =
+        QEMU_PACKAGES.iter().chain(&["qemu-system-data"]).map(ToString::to_string).collect();
+    let libraries = apt.with_libraries(&packages)?;
+    let mut wanted = apt.not_installed(libraries);
+    wanted.extend(packages);
+    wanted.sort_unstable();
+    wanted.dedup();
+    fetch(&mut apt, wanted, &data, &root, &step)?;
     fs::write(&complete, "")?;
     step.done("unpacked");
     Ok(unpacked)

@@ -35,7 +35,7 @@ fn scenarios() -> Vec<Scenario> {
 }
 
 /// Runs the scenarios whose name contains a pattern.
-pub(crate) fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
+pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
     let mut counts = Counts::default();
     for (name, scenario) in plain::scenarios() {

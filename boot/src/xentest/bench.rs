@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use drayage_peer::report::{EchoReport, PingReport};
 
-use crate::dom0::{Dom0, Guest, Mode, Start};
+use crate::dom0::{Dom0, Guest, Mode, Start, await_gone};
 
 /// Patience with a guest's first answer.
 const GREETING: Duration = Duration::from_secs(60);
@@ -73,10 +73,7 @@ impl<'a> Bench<'a> {
 
     /// Waits until a guest's domain is gone.
     pub(super) fn await_gone(&mut self, name: &str) -> Result<()> {
-        let command = format!(
-            "xenstore-watch @releaseDomain | while read -r _; do xl domid {name} >/dev/null 2>&1 || break; done"
-        );
-        self.dom0.shell_within(&command, CONSOLE)?;
+        self.dom0.shell_within(&await_gone(name), CONSOLE)?;
         self.dom0.forget(name);
         Ok(())
     }
