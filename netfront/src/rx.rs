@@ -148,6 +148,8 @@ impl<P: Platform> RxQueue<P> {
         self.pool.grant_all(peer)?;
         let reference = self.ring.grant(peer)?;
         self.repost(&mut RxCounters::default());
+        // Nobody listens yet; the backend is told once it is there.
+        self.notify = false;
         Ok(reference.0)
     }
 

@@ -65,8 +65,10 @@ pub(crate) struct TxQueue<P> {
     /// A bit for each page, set while a request that names it is in flight.
     busy: [u64; 4],
     open: Option<Open>,
-    /// Packets and bytes of the container before, from which the next one's table is sized.
-    last: (usize, usize),
+    /// Packets and bytes sent since the last flush, and between that and the one before. The next container's
+    /// table is sized from them: one that is too small ends the container early, one that is too large costs
+    /// bytes.
+    round: [(usize, usize); 2],
     sequence: u32,
     /// The stack was refused since there was last room.
     starved: bool,
@@ -93,7 +95,7 @@ impl<P: Platform + Clone> TxQueue<P> {
             terms,
             busy: [0; 4],
             open: None,
-            last: (0, 0),
+            round: [(0, 0); 2],
             sequence: 0,
             starved: false,
             notify: false,
@@ -203,6 +205,8 @@ impl<P: Platform> TxQueue<P> {
         };
         match sent {
             Ok(result) => {
+                self.round[0].0 += 1;
+                self.round[0].1 += len;
                 counters.packets += 1;
                 counters.bytes += len as u64;
                 result
@@ -287,10 +291,10 @@ impl<P: Platform> TxQueue<P> {
         self.make_room((len + HEADER_BYTES + 10).div_ceil(PAGE_SIZE), counters);
         let pages = self.room(max_bytes.div_ceil(PAGE_SIZE));
         let size = max_bytes.min(pages * PAGE_SIZE);
-        // Twice what the container before had, so that a guest that says little sends no empty table, and one
-        // that says much soon has a table for all of it.
-        let (packets, bytes) = self.last;
-        let each = bytes.checked_div(packets).unwrap_or(len + DESCRIPTOR_BYTES);
+        // Twice what the rounds before had: a guest that says little sends no empty table, and one that says
+        // more and more soon has a table for all of it.
+        let (packets, bytes) = self.round[0].max(self.round[1]);
+        let each = bytes.checked_div(packets).unwrap_or(len).next_multiple_of(4) + DESCRIPTOR_BYTES;
         let writer = Writer::new(size, (size / each).min((2 * packets).max(FEWEST_DESCRIPTORS)));
         let writer = if writer.fits(len) { writer } else { Writer::new(size, 1) };
         if !writer.fits(len) {
@@ -303,11 +307,9 @@ impl<P: Platform> TxQueue<P> {
     fn close_container(&mut self, counters: &mut TxCounters) {
         let Some(mut open) = self.open.take() else { return };
         let Some(buffer) = self.pool.bytes_mut(open.first, open.size) else { return };
-        let packets = open.writer.count();
         let hold_ns = self.platform.now_ns().saturating_sub(open.opened_ns);
         let total = open.writer.finish(buffer, self.sequence, hold_ns.try_into().unwrap_or(u32::MAX));
         self.sequence = self.sequence.wrapping_add(1);
-        self.last = (packets, total - HEADER_BYTES);
         counters.containers += 1;
         self.push_chain(total, 0, counters);
         self.notify |= self.ring.get().publish();
@@ -336,6 +338,9 @@ impl<P: Platform> TxQueue<P> {
     pub(crate) fn flush(&mut self, counters: &mut TxCounters) -> Result<bool, Broken> {
         self.close_container(counters);
         self.notify |= self.ring.get().publish();
+        if self.round[0].0 > 0 {
+            self.round = [(0, 0), self.round[0]];
+        }
         self.reap(counters)?;
         Ok(core::mem::take(&mut self.notify))
     }
