@@ -13,9 +13,13 @@ use core::ptr::NonNull;
 
 use drayage_shared::SharedPage;
 use drayage_wire::PAGE_SIZE;
+use drayage_wire::netif::RING_SLOTS;
 use drayage_wire::ring::{FrontRing, RingKind};
 
 use crate::platform::{Access, DomainId, GrantRef, Platform, RawPool, Refused, StillInUse};
+
+/// Pages of a receive or send pool: one for each slot of its ring.
+const RING_PAGES: usize = RING_SLOTS as usize;
 
 /// A pool with a grant on each of its pages.
 #[derive(Debug)]
@@ -118,13 +122,9 @@ pub(crate) struct ReceivePool<P> {
 }
 
 impl<P: Platform> ReceivePool<P> {
-    /// How many pages the bits of `owned` stand for.
-    const MOST_PAGES: usize = 256;
-
-    /// Allocates up to 256 pages; they are not granted yet, nor lent.
-    pub(crate) fn new(platform: P, pages: usize, mirror: usize) -> Result<Self, Refused> {
-        let pages = pages.min(Self::MOST_PAGES);
-        let pages = Granted::alloc(platform, pages, mirror, Access::ReadWrite)?;
+    /// Allocates a page for each slot of a ring; they are not granted yet, nor lent.
+    pub(crate) fn new(platform: P, mirror: usize) -> Result<Self, Refused> {
+        let pages = Granted::alloc(platform, RING_PAGES, mirror, Access::ReadWrite)?;
         Ok(Self { pages, owned: [0; 4] })
     }
 
@@ -174,12 +174,12 @@ impl<P: Platform> ReceivePool<P> {
         let raw = &self.pages.raw;
         let start = first.checked_mul(PAGE_SIZE)?.checked_add(offset)?;
         let end = start.checked_add(len)?;
-        if end > (raw.pages + raw.mirrored) * PAGE_SIZE || self.pages.freed {
+        if end > (RING_PAGES + raw.mirrored) * PAGE_SIZE || self.pages.freed {
             return None;
         }
         // A page in the mirror is the page whose second mapping it is.
         let mut touched = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
-        if !touched.all(|page| self.owns(page % raw.pages)) {
+        if !touched.all(|page| self.owns(page % RING_PAGES)) {
             return None;
         }
         // SAFETY: `start` lies in the pool, as `end` does.
@@ -203,9 +203,9 @@ impl<P: Platform> ReceivePool<P> {
 pub(crate) struct SendPool<P>(Granted<P>);
 
 impl<P: Platform> SendPool<P> {
-    /// Allocates the pages; they are not granted yet.
-    pub(crate) fn new(platform: P, pages: usize, mirror: usize) -> Result<Self, Refused> {
-        Granted::alloc(platform, pages, mirror, Access::ReadOnly).map(Self)
+    /// Allocates a page for each slot of a ring; they are not granted yet.
+    pub(crate) fn new(platform: P, mirror: usize) -> Result<Self, Refused> {
+        Granted::alloc(platform, RING_PAGES, mirror, Access::ReadOnly).map(Self)
     }
 
     /// Grants every page to the backend.

@@ -13,7 +13,7 @@ use alloc::vec;
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum::{Verdict, verify};
 use drayage_wire::container::{Checksum, MIN_PACKET_BYTES, Manifest};
-use drayage_wire::netif::{ExtraInfo, RING_SLOTS, Rx, RxRequest, RxResponse, rx_flags, status};
+use drayage_wire::netif::{ExtraInfo, Rx, RxRequest, RxResponse, rx_flags, status};
 use drayage_wire::ring::Overrun;
 
 use crate::chain::{Chain, Flaw, MAX_DATA_SLOTS, Progress};
@@ -112,11 +112,10 @@ pub(crate) struct RxQueue<P> {
 impl<P: Platform + Clone> RxQueue<P> {
     /// Allocates ring and pool. Nothing is granted yet.
     pub(crate) fn new(platform: &P) -> Result<Self, Refused> {
-        let ring = SharedRing::new(platform.clone())?;
-        let pool = match ReceivePool::new(platform.clone(), RING_SLOTS as usize, MIRROR_PAGES) {
+        let mut ring = SharedRing::new(platform.clone())?;
+        let pool = match ReceivePool::new(platform.clone(), MIRROR_PAGES) {
             Ok(pool) => pool,
             Err(error) => {
-                let mut ring: SharedRing<Rx, P> = ring;
                 // It was never granted, so nobody uses it.
                 let _ = ring.reclaim();
                 return Err(error);

@@ -79,7 +79,7 @@ impl<P: Platform + Clone> TxQueue<P> {
     /// Allocates ring and pool. Nothing is granted yet.
     pub(crate) fn new(platform: &P) -> Result<Self, Refused> {
         let mut ring = SharedRing::new(platform.clone())?;
-        let pool = match SendPool::new(platform.clone(), RING_SLOTS as usize, MIRROR_PAGES) {
+        let pool = match SendPool::new(platform.clone(), MIRROR_PAGES) {
             Ok(pool) => pool,
             Err(error) => {
                 // It was never granted, so nobody uses it.

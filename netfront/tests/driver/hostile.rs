@@ -133,3 +133,75 @@ fn rubbish_in_every_slot_for_ever_costs_a_bounded_amount_of_work() {
     assert!(guest.vif(0).is_up());
     guest.hv.assert_clean();
 }
+
+/// A generator of rubbish that is the same in every run (xorshift64*).
+struct Rubbish(u64);
+
+impl Rubbish {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// Returns mostly plausible responses, so that much of the driver is reached.
+    fn response(&mut self, id: u16) -> RxResponse {
+        let flags = [0, 0, 4, 4, 8, 12, self.next() as u16][self.below(7) as usize];
+        let status = [60, 1514, 4096, 4096, 0, -1, 13, self.next() as i16][self.below(8) as usize];
+        let offset = if self.below(8) == 0 { self.next() as u16 } else { 0 };
+        let id = if self.below(16) == 0 { self.next() as u16 } else { id };
+        RxResponse { id, offset, flags, status }
+    }
+}
+
+#[test]
+fn whatever_a_backend_says_the_vif_survives_and_accounts_for_it() {
+    for features in [STOCK, CONTAINERS] {
+        let (mut guest, mut peer) = connected(features);
+        let mut rubbish = Rubbish(0x9e37_79b9_7f4a_7c15);
+        for _ in 0..3000 {
+            for _ in 0..rubbish.below(40) {
+                let buffer = peer.take_buffer();
+                let mut container =
+                    pack(&[(frame(60, 1), Default::default()), (frame(1514, 2), Default::default())], 0);
+                if rubbish.below(2) == 0 {
+                    let at = rubbish.below(40) as usize;
+                    container[at] = rubbish.next() as u8;
+                }
+                peer.fill(buffer, 0, &container);
+                let mut response = rubbish.response(buffer.id);
+                if rubbish.below(3) == 0 {
+                    response =
+                        RxResponse { id: buffer.id, offset: 0, flags: 0, status: container.len() as i16 };
+                }
+                peer.respond(response);
+            }
+            peer.publish();
+            for received in guest.receive(0) {
+                assert!(received.len() >= 14);
+            }
+            assert!(guest.vif(0).is_up());
+        }
+        // An end to whatever chain is open, extra segments included.
+        for _ in 0..3 {
+            let buffer = peer.take_buffer();
+            peer.respond(RxResponse { id: buffer.id, offset: 0, flags: 0, status: 0 });
+        }
+        peer.publish();
+        guest.receive(0);
+        let last =
+            if features == STOCK { frame(60, 9) } else { pack(&[(frame(60, 9), Default::default())], 0) };
+        peer.give(&last, 0);
+        assert_eq!(guest.receive(0), [frame(60, 9)]);
+        assert_eq!(peer.rings().rx.available(), Ok(256), "no buffer was lost");
+        let rx = guest.counters(0).rx;
+        assert!(rx.packets > 1000 && rx.dropped.total() > 1000, "{rx:?}");
+        assert_eq!(rx.revokes, rx.regrants);
+        guest.hv.assert_clean();
+    }
+}
