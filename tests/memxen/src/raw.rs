@@ -4,6 +4,7 @@
 //! It knows pages, and nothing of what is in them.
 
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use drayage_shared::{SharedBytes, SharedPage};
@@ -14,9 +15,12 @@ use drayage_netfront::platform::Refused;
 
 use crate::{Access, DomainId, GrantRef, Hypervisor};
 
-/// A page of a domain's own, or of another domain, mapped until it is dropped.
+/// A page of a domain's own, or of another domain, mapped until the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct RawPage(Rc<Inner>);
+
 #[derive(Debug)]
-pub struct RawPage {
+struct Inner {
     address: NonNull<u8>,
     words: SharedPage,
     bytes: SharedBytes,
@@ -35,12 +39,12 @@ impl RawPage {
         let words = unsafe { SharedPage::new(address) };
         // SAFETY: the caller's promise.
         let bytes = unsafe { SharedBytes::new(address, PAGE_SIZE) };
-        Self { address, words, bytes, mapping }
+        Self(Rc::new(Inner { address, words, bytes, mapping }))
     }
 
     /// Returns the page's address, by which a guest grants it.
     pub fn address(&self) -> NonNull<u8> {
-        self.address
+        self.0.address
     }
 
     /// Writes bytes.
@@ -48,7 +52,7 @@ impl RawPage {
     /// # Panics
     /// Beyond the page's end.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
-        self.bytes.copy_in(offset, bytes).expect("inside the page");
+        self.0.bytes.copy_in(offset, bytes).expect("inside the page");
     }
 
     /// Reads bytes.
@@ -56,11 +60,11 @@ impl RawPage {
     /// # Panics
     /// Beyond the page's end.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
-        self.bytes.copy_out(offset, into).expect("inside the page");
+        self.0.bytes.copy_out(offset, into).expect("inside the page");
     }
 }
 
-impl Drop for RawPage {
+impl Drop for Inner {
     fn drop(&mut self) {
         if let Some((hv, by, handle)) = self.mapping.take() {
             hv.unmap(by, handle);
@@ -70,25 +74,13 @@ impl Drop for RawPage {
 
 impl SharedWords for RawPage {
     fn load(&self, word: usize, order: Ordering) -> u32 {
-        self.words.load(word, order)
+        self.0.words.load(word, order)
     }
     fn store(&self, word: usize, value: u32, order: Ordering) {
-        self.words.store(word, value, order);
+        self.0.words.store(word, value, order);
     }
     fn full_fence(&self) {
-        self.words.full_fence();
-    }
-}
-
-impl SharedWords for &RawPage {
-    fn load(&self, word: usize, order: Ordering) -> u32 {
-        self.words.load(word, order)
-    }
-    fn store(&self, word: usize, value: u32, order: Ordering) {
-        self.words.store(word, value, order);
-    }
-    fn full_fence(&self) {
-        self.words.full_fence();
+        self.0.words.full_fence();
     }
 }
 
