@@ -105,7 +105,10 @@ fn base(emulator: &Emulator) -> Command {
     command.args(["--pdeathsig", "KILL", "--"]);
     if let Some(root) = &emulator.unpacked {
         let libraries = root.join("usr/lib/x86_64-linux-gnu");
-        command.arg("env").arg(format!(
+        command.arg("env");
+        // Debian's QEMU has its accelerators in modules, which it looks for where it was installed.
+        command.arg(format!("QEMU_MODULE_DIR={}", libraries.join("qemu").display()));
+        command.arg(format!(
             "LD_LIBRARY_PATH={}:{}",
             libraries.display(),
             root.join("lib/x86_64-linux-gnu").display()

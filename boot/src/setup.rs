@@ -17,6 +17,9 @@ const RECIPE: u32 = 1;
 /// The emulator's packages.
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "seabios"];
 
+/// What those depend on that is no library: firmware, and the emulator's own modules.
+const QEMU_PARTS: [&str; 2] = ["qemu-system-data", "qemu-system-common"];
+
 /// Whether the emulator may be installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
@@ -94,8 +97,7 @@ fn provide_emulator(workspace: &Workspace, placement: Placement, verbosity: Verb
         return Ok(Emulator { program: PROGRAM.into(), unpacked: None });
     }
     let step = Step::begin(format!("downloading QEMU, nothing is installed, into {}", root.display()));
-    let packages: Vec<String> =
-        QEMU_PACKAGES.iter().chain(&["qemu-system-data"]).map(ToString::to_string).collect();
+    let packages: Vec<String> = QEMU_PACKAGES.iter().chain(&QEMU_PARTS).map(ToString::to_string).collect();
     let libraries = apt.with_libraries(&packages)?;
     let mut wanted = apt.not_installed(libraries);
     wanted.extend(packages);
