@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod cable;
+pub mod hand;
 pub mod host;
 pub mod probe;
