@@ -44,12 +44,18 @@ enum Output {
     Xen { ring: &'static Ring, port: Port, lost_bytes: u64 },
 }
 
-static CONSOLE: Mutex<Output> = Mutex::new(Output::Nowhere);
+/// Output and the line that is being written: one notification a line, not one for each piece of it.
+struct Writer {
+    output: Output,
+    line: Line,
+}
+
+static CONSOLE: Mutex<Writer> = Mutex::new(Writer { output: Output::Nowhere, line: Line::new() });
 
 /// Sends output to the serial port.
 pub(crate) fn start_serial() {
     serial::start();
-    *CONSOLE.lock() = Output::Serial;
+    CONSOLE.lock().output = Output::Serial;
 }
 
 /// Sends output to Xen's ring.
@@ -60,7 +66,7 @@ pub(crate) unsafe fn start_xen(channel: Channel) {
     let page = core::ptr::with_exposed_provenance::<Ring>(channel.page as usize);
     // SAFETY: our caller vouches for the page; all fields are atomics, so the other end may write at any time.
     let ring = unsafe { &*page };
-    *CONSOLE.lock() = Output::Xen { ring, port: Port(channel.port), lost_bytes: 0 };
+    CONSOLE.lock().output = Output::Xen { ring, port: Port(channel.port), lost_bytes: 0 };
 }
 
 /// The console, for whoever wants something to write to.
@@ -88,7 +94,9 @@ pub(crate) fn print_emergency(text: fmt::Arguments<'_>) {
 
 /// Waits until the other end has taken all output, or shows no sign of doing so.
 pub(crate) fn drain() {
-    if let Output::Xen { ring, port, .. } = &*CONSOLE.lock() {
+    let mut writer = CONSOLE.lock();
+    writer.flush();
+    if let Output::Xen { ring, port, .. } = &writer.output {
         let is_done = || {
             let producer = ring.output_producer.load(Ordering::Relaxed);
             is_drained(producer, ring.output_consumer.load(Ordering::Acquire))
@@ -120,28 +128,47 @@ fn wait(port: Port, is_done: impl Fn() -> bool) -> bool {
     }
 }
 
-impl Write for Output {
+impl Write for Writer {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for (i, line) in text.split('\n').enumerate() {
+        for (i, part) in text.split('\n').enumerate() {
             if i > 0 {
-                self.write_bytes(b"\r\n");
+                self.put(b"\r\n");
+                self.flush();
             }
-            self.write_bytes(line.as_bytes());
+            self.put(part.as_bytes());
         }
         Ok(())
     }
 }
 
+impl Writer {
+    fn put(&mut self, bytes: &[u8]) {
+        for piece in bytes.chunks(Line::BYTES) {
+            if !self.line.put(piece) {
+                self.flush();
+                self.line.put(piece);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        self.output.write_bytes(self.line.take());
+    }
+}
+
 impl Output {
     fn write_bytes(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         match self {
             Self::Nowhere => {}
             Self::Serial => serial::write(bytes),
             Self::Xen { ring, port, lost_bytes } => {
                 if *lost_bytes > 0 && ring.room() >= 128 {
-                    let mut note = Note::default();
+                    let mut note = Line::new();
                     let _ = write!(note, "\r\n[console: {lost_bytes} bytes lost]\r\n");
-                    ring.put(&note.bytes[..note.len]);
+                    ring.put(note.take());
                     *lost_bytes = 0;
                 }
                 let mut rest = bytes;
@@ -178,23 +205,36 @@ impl Ring {
     }
 }
 
-/// A short text on the stack.
-struct Note {
-    bytes: [u8; 64],
+/// A short text in place.
+struct Line {
+    bytes: [u8; Self::BYTES],
     len: usize,
 }
 
-impl Default for Note {
-    fn default() -> Self {
-        Self { bytes: [0; 64], len: 0 }
+impl Line {
+    const BYTES: usize = 256;
+
+    const fn new() -> Self {
+        Self { bytes: [0; Self::BYTES], len: 0 }
+    }
+
+    /// Adds bytes, all or none; returns whether there was room.
+    fn put(&mut self, more: &[u8]) -> bool {
+        let end = self.len + more.len();
+        let Some(room) = self.bytes.get_mut(self.len..end) else { return false };
+        room.copy_from_slice(more);
+        self.len = end;
+        true
+    }
+
+    /// Returns what was added, and starts anew.
+    fn take(&mut self) -> &[u8] {
+        &self.bytes[..core::mem::take(&mut self.len)]
     }
 }
 
-impl Write for Note {
+impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let end = self.len + text.len();
-        self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?.copy_from_slice(text.as_bytes());
-        self.len = end;
-        Ok(())
+        if self.put(text.as_bytes()) { Ok(()) } else { Err(fmt::Error) }
     }
 }

@@ -19,7 +19,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector
 use x86_64::structures::tss::TaskStateSegment;
 
 use crate::console::print_emergency;
-use crate::exit;
+use crate::exit::{Exit, exit, stop};
 use crate::hypercall::{self, ShutdownReason, TrapInfo, XenResult};
 use crate::shared_info;
 
@@ -224,12 +224,12 @@ fn hint(address: u64) -> &'static str {
 fn once_or_stop() {
     static REPORTING: AtomicBool = AtomicBool::new(false);
     if REPORTING.swap(true, Ordering::Relaxed) {
-        exit::stop(ShutdownReason::Crash, 1);
+        stop(ShutdownReason::Crash, 1);
     }
 }
 
 fn crash(why: fmt::Arguments<'_>) -> ! {
-    exit::exit(exit::Exit::Failed(why))
+    exit(Exit::Failed(why))
 }
 
 #[panic_handler]

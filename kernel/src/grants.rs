@@ -1,9 +1,9 @@
 //! The grant table, version 1 (public/grant_table.h): which pages another domain may use. It starts with one
 //! frame and grows by one as references run out. Granting again and revoking allocate nothing and call nobody.
 
-use alloc::vec::Vec;
+use alloc::vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering, fence};
 
 use drayage_entry::{PAGE_BYTES, Platform};
 use drayage_kernel::grant_refs::GrantRefs;
@@ -82,6 +82,10 @@ struct Table {
 
 static TABLE: Mutex<Option<Table>> = Mutex::new(None);
 
+/// Where the mapped entries begin, and how many there are: for the data path, which takes no lock.
+static ENTRIES: AtomicUsize = AtomicUsize::new(0);
+static ENTRY_COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// Maps the first frame of the table.
 ///
 /// # Errors
@@ -97,6 +101,7 @@ pub(crate) fn start(platform: Platform) -> Result<(), GrantError> {
 }
 
 /// Returns frames in use, frames allowed, and free references.
+#[cfg(feature = "selftest")]
 pub(crate) fn usage() -> Option<(u32, u32, usize)> {
     TABLE.lock().as_ref().map(|table| (table.frames, table.max_frames, table.refs.free_count()))
 }
@@ -119,7 +124,7 @@ pub(crate) unsafe fn grant(domain: u16, frame: Frame, access: GrantAccess) -> Re
             table.refs.take().ok_or(GrantError::NoReferences)?
         }
     };
-    let entry = table.entry(reference).ok_or(GrantError::NoReferences)?;
+    let entry = entry(reference).ok_or(GrantError::NoReferences)?;
     entry.domain.store(domain, Ordering::Relaxed);
     entry.frame.store(number, Ordering::Relaxed);
     entry.permit(access);
@@ -158,10 +163,17 @@ pub(crate) fn release(reference: u32) -> Result<(), StillInUse> {
     Ok(())
 }
 
-/// Returns an entry of the table, without bothering the list of free references.
+/// Returns an entry of the table.
 #[inline]
 fn entry(reference: u32) -> Option<&'static Entry> {
-    TABLE.lock().as_ref().and_then(|table| table.entry(reference))
+    if reference >= ENTRY_COUNT.load(Ordering::Acquire) {
+        return None;
+    }
+    let address = ENTRIES.load(Ordering::Relaxed) + reference as usize * size_of::<Entry>();
+    let entry = core::ptr::with_exposed_provenance::<Entry>(address);
+    // SAFETY: that many entries are mapped from there on, for good; all fields are atomics, so Xen may write at
+    // any time.
+    Some(unsafe { &*entry })
 }
 
 impl Entry {
@@ -191,17 +203,6 @@ impl Entry {
 }
 
 impl Table {
-    fn entry(&self, reference: u32) -> Option<&'static Entry> {
-        if reference >= self.frames * ENTRIES_PER_FRAME {
-            return None;
-        }
-        let address = self.address as usize + reference as usize * size_of::<Entry>();
-        let entry = core::ptr::with_exposed_provenance::<Entry>(address);
-        // SAFETY: `frames` frames of the table are mapped from `address` on, for good; all fields are atomics,
-        // so Xen may write at any time.
-        Some(unsafe { &*entry })
-    }
-
     /// Adds a frame to the table.
     fn grow(&mut self) -> Result<(), GrantError> {
         if self.frames >= self.max_frames {
@@ -209,8 +210,7 @@ impl Table {
         }
         let frame = match self.platform {
             Platform::XenPv => {
-                let mut list: Vec<u64> = Vec::new();
-                list.resize(self.frames as usize + 1, 0);
+                let mut list = vec![0; self.frames as usize + 1];
                 hypercall::grant_setup_table(&mut list).map_err(GrantError::Refused)?;
                 Frame(list[self.frames as usize])
             }
@@ -229,6 +229,8 @@ impl Table {
         // SAFETY: the address was reserved for the table, and the frame is Xen's grant table.
         unsafe { paging::map(address, frame, MapAccess::ReadWrite) }.map_err(GrantError::Map)?;
         self.frames += 1;
+        ENTRIES.store(self.address as usize, Ordering::Relaxed);
+        ENTRY_COUNT.store(self.frames * ENTRIES_PER_FRAME, Ordering::Release);
         self.refs.grow_to(self.frames * ENTRIES_PER_FRAME);
         Ok(())
     }

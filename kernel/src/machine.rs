@@ -1,6 +1,9 @@
 //! Brings the machine up, in the order in which its parts need each other: console, faults, first memory, shared
 //! info (time and events), xenstore, the rest of the memory, grants, the toolstack's wishes.
 
+#[cfg(feature = "selftest")]
+mod selftest;
+
 use core::fmt;
 
 use drayage_entry::{BootInfo, PAGE_BYTES, Platform};
@@ -65,9 +68,8 @@ pub(crate) fn start(boot: BootInfo) {
             println!("control: shutdown and reboot requests cannot be seen: {error}");
         }
     }
-    if boot.command_line.is_truncated() {
-        println!("command line: longer than this guest keeps, or not UTF-8; it was cut");
-    }
+    #[cfg(feature = "selftest")]
+    selftest::run(boot.command_line.as_str());
 }
 
 fn need<T, E: fmt::Display>(what: &str, result: Result<T, E>) -> T {

@@ -32,7 +32,7 @@ pub(crate) struct MemorySummary {
 impl fmt::Display for MemorySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kib = |bytes: u64| bytes / 1024;
-        let rest_bytes = self.limit.bytes - self.usable_bytes - self.image_bytes;
+        let rest_bytes = self.limit.bytes.saturating_sub(self.usable_bytes + self.image_bytes);
         write!(f, "{} KiB given", kib(self.limit.bytes))?;
         if self.limit.source == LimitSource::Target {
             write!(f, " (memory/target; the memory map shows {})", kib(self.given_bytes))?;
@@ -75,12 +75,14 @@ pub(crate) fn take_all(boot: &BootInfo, target_kib: Option<&str>) -> Result<Memo
     free.first_bytes(FIRST_BYTES).iter().for_each(|range| free.remove(*range));
     add(&free)?;
     add(&boot.reclaimable)?;
-    let image = image();
+    let mut image_left = Ranges::new();
+    image_left.add(image());
+    boot.reclaimable.iter().for_each(|range| image_left.remove(*range));
     Ok(MemorySummary {
         given_bytes: boot.ram.len_bytes(),
         limit,
         usable_bytes: heap::total_bytes() + pages::free_bytes(),
-        image_bytes: image.len_bytes(),
+        image_bytes: image_left.len_bytes(),
     })
 }
 

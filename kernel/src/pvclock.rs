@@ -14,9 +14,11 @@ pub struct ClockParams {
 }
 
 impl ClockParams {
-    /// Returns the system time at a TSC reading. A reading from before Xen's update counts as the update.
+    /// Returns the system time at a TSC reading. A reading from before Xen's update counts as the update. A
+    /// guest's counter starts near zero, so an update from before its birth has a stamp just below 2^64.
     pub fn system_time_ns(&self, tsc: u64) -> u64 {
-        let ticks = tsc.saturating_sub(self.tsc);
+        let ticks = tsc.wrapping_sub(self.tsc);
+        let ticks = if ticks > u64::MAX / 2 { 0 } else { ticks };
         let shifted = match self.shift {
             shift @ 0.. => ticks.checked_shl(shift.unsigned_abs().into()).unwrap_or(0),
             shift => ticks.checked_shr(shift.unsigned_abs().into()).unwrap_or(0),
@@ -58,6 +60,9 @@ mod tests {
     fn never_runs_backwards_or_overflows() {
         let clock = ClockParams { tsc: 500, system_ns: 9, multiplier: u32::MAX, shift: 0 };
         assert_eq!(clock.system_time_ns(400), 9);
+        let born_later =
+            ClockParams { tsc: 0_u64.wrapping_sub(1000), system_ns: 7, multiplier: 1 << 31, shift: 0 };
+        assert_eq!(born_later.system_time_ns(1000), 7 + 1000);
         clock.system_time_ns(u64::MAX);
         ClockParams { tsc: 0, system_ns: u64::MAX, multiplier: 1, shift: i8::MIN }.system_time_ns(u64::MAX);
         ClockParams { tsc: 0, system_ns: u64::MAX, multiplier: 1, shift: i8::MAX }.system_time_ns(u64::MAX);

@@ -29,9 +29,10 @@ pub(crate) fn now_ns() -> u64 {
     params.system_time_ns(tsc())
 }
 
-/// Returns nanoseconds since 1970, where somebody knows.
+/// Returns nanoseconds since 1970, where somebody knows. Xen 4.17 tells a PVH guest only when its clock is set.
 pub(crate) fn wall_clock_ns() -> Option<u64> {
-    shared_info::get().map(|info| info.wall_clock_base_ns().wrapping_add(now_ns()))
+    let base_ns = shared_info::get()?.wall_clock_base_ns();
+    (base_ns != 0).then(|| base_ns.wrapping_add(now_ns()))
 }
 
 /// Returns the processor's time stamp counter.

@@ -188,10 +188,11 @@ pub(crate) fn end(transaction: Transaction, end: End) -> Result<(), StoreError> 
 pub(crate) fn take_event() -> Option<WatchEvent> {
     let mut client = CLIENT.lock();
     let client = client.as_mut()?;
-    if events::take_pending(client.port) {
-        while let Ok(Some(message)) = client.receive() {
-            client.take_message(message);
-        }
+    // Looked at whether the port is pending or not: an event that came with the answer to a request has had
+    // its pending bit cleared while that was waited for.
+    events::take_pending(client.port);
+    while let Ok(Some(message)) = client.receive() {
+        client.take_message(message);
     }
     client.events.take()
 }

@@ -41,6 +41,7 @@ pub(crate) fn total_bytes() -> u64 {
 }
 
 /// Returns how many bytes are allocated.
+#[cfg(feature = "selftest")]
 pub(crate) fn used_bytes() -> u64 {
     HEAP.0.lock().active().map(|heap| heap.used() as u64).sum()
 }
@@ -60,8 +61,8 @@ impl Arenas {
         let Some(least) = bytes.checked_next_multiple_of(page_bytes) else { return false };
         let last_end = self.active().last().map(|heap| heap.top() as usize);
         let behind = last_end.filter(|end| end % page_bytes == 0);
-        let Some((start, len)) = pages::take_for_heap(least.max(GROW_BYTES), behind)
-            .or_else(|| pages::take_for_heap(least, behind))
+        let Some((start, len)) =
+            pages::take_lowest(least.max(GROW_BYTES), behind).or_else(|| pages::take_lowest(least, behind))
         else {
             return false;
         };

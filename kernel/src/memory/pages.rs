@@ -42,10 +42,21 @@ impl Pages {
         let range = PageRange::new(run.end() - bytes, run.end()).ok()?;
         free.allocate_at(range).ok()?;
         drop(free);
+        Some(Self::zeroed(range))
+    }
+
+    /// Takes the lowest page, zeroed: for page tables, which are made while memory is still being added above
+    /// and would cut it to pieces there.
+    pub(super) fn allocate_lowest() -> Option<Self> {
+        let (start, bytes) = take_lowest(PAGE_BYTES as usize, None)?;
+        Some(Self::zeroed(PageRange::from_start_len(start, bytes).ok()?))
+    }
+
+    fn zeroed(range: PageRange) -> Self {
         let pages = Self { range };
         // SAFETY: the run is mapped and ours alone.
-        unsafe { pages.as_ptr().write_bytes(0, bytes) };
-        Some(pages)
+        unsafe { pages.as_ptr().write_bytes(0, range.len().get()) };
+        pages
     }
 
     /// Returns the address of the first page, the same virtually and (pseudo-)physically.
@@ -77,9 +88,9 @@ impl Drop for Pages {
     }
 }
 
-/// Takes pages at the end of `range` away from the free list for the heap: right behind `behind` where that is
-/// free, else the lowest run that is long enough.
-pub(super) fn take_for_heap(bytes: usize, behind: Option<usize>) -> Option<(usize, usize)> {
+/// Takes a run of pages away from the free list: right behind `behind` where that is free, else the lowest that
+/// is long enough.
+pub(super) fn take_lowest(bytes: usize, behind: Option<usize>) -> Option<(usize, usize)> {
     let mut free = FREE.lock();
     let range = behind
         .and_then(|start| PageRange::from_start_len(start, bytes).ok())

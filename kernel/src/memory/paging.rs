@@ -146,7 +146,7 @@ pub(super) fn map_ram(range: Range) -> Result<(), MapError> {
 /// Maps a chunk of PV memory by one new table: filled first, then made read-only, then hooked in, so that Xen
 /// checks it once.
 fn map_new_table(range: Range, frame_list: usize) -> Result<(), MapError> {
-    let table = Pages::allocate(1).ok_or(MapError::NoMemory)?.leak();
+    let table = Pages::allocate_lowest().ok_or(MapError::NoMemory)?.leak();
     for address in (range.start..range.end).step_by(PAGE_BYTES as usize) {
         let index = address / PAGE_BYTES % ENTRIES;
         let entry = (machine_frame(frame_list, address) * PAGE_BYTES) | flags(Access::ReadWrite);
@@ -240,7 +240,7 @@ fn split(large: Slot, address: u64) -> Result<(), MapError> {
     if large.level != 2 || old & LARGE == 0 {
         return Ok(());
     }
-    let table = Pages::allocate(1).ok_or(MapError::NoMemory)?.leak();
+    let table = Pages::allocate_lowest().ok_or(MapError::NoMemory)?.leak();
     for index in 0..ENTRIES {
         let page = (old & FRAME_MASK) + index * PAGE_BYTES;
         let entry = page | (old & !FRAME_MASK & !LARGE);
@@ -288,12 +288,6 @@ pub(crate) fn frame_of(address: u64) -> Option<Frame> {
     (entry & PRESENT != 0).then_some(Frame(((entry & FRAME_MASK) + offset) / PAGE_BYTES))
 }
 
-/// Returns the physical address behind a virtual one, as a device of a machine without Xen wants it.
-pub(crate) fn physical_of<T: ?Sized>(pointer: *const T) -> Option<u64> {
-    let address = pointer.cast::<u8>().expose_provenance() as u64;
-    Some(frame_of(address)?.0 * PAGE_BYTES + address % PAGE_BYTES)
-}
-
 fn tables() -> Result<Tables, MapError> {
     TABLES.get().copied().ok_or(MapError::NotMapped)
 }
@@ -335,7 +329,7 @@ fn make_slot(address: u64, wanted: usize) -> Result<Slot, MapError> {
     for level in (wanted + 1..=4).rev() {
         let parent = slot(address, level)?.ok_or(MapError::NotMapped)?;
         if read(parent.address) & PRESENT == 0 {
-            let table = Pages::allocate(1).ok_or(MapError::NoMemory)?.leak();
+            let table = Pages::allocate_lowest().ok_or(MapError::NoMemory)?.leak();
             hook_table(table, parent, address)?;
         }
     }

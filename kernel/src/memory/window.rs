@@ -94,17 +94,6 @@ impl Pool {
         NonNull::new(core::ptr::with_exposed_provenance_mut(self.address as usize))
             .unwrap_or(NonNull::dangling())
     }
-
-    /// Returns the number of pages, the mirror not counted.
-    pub(crate) fn count(&self) -> usize {
-        self.pages.count()
-    }
-
-    /// Returns the frame of a page, which is what a grant names.
-    pub(crate) fn frame(&self, page: usize) -> Option<Frame> {
-        let inside = page < self.count();
-        inside.then(|| paging::frame_of(self.pages.address() + page as u64 * PAGE_BYTES)).flatten()
-    }
 }
 
 impl Drop for Pool {
