@@ -147,11 +147,7 @@ impl Play {
                 }
                 hand.send(&bytes, 0);
             }
-            12 => {
-                if hand.buffers() > 0 {
-                    hand.skip();
-                }
-            }
+            12 if hand.buffers() > 0 => hand.skip(),
             13 => while hand.take_sent(i16::from(input.byte() as i8)).is_some() {},
             14 => hand.kick(),
             // Seldom, for it ends the connection.
