@@ -1,0 +1,248 @@
+//! The containers of one guest on their way out: the open one, and those that wait for ring slots.
+//!
+//! Packets are appended straight into the open container and are never moved again; each of its pages is
+//! page-aligned, so that it goes out in exactly one copy. This module knows neither rings nor grants nor
+//! policies: it is told when to close a container, and hands closed ones over in order.
+
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::container::{DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, Meta, Writer};
+use drayage_wire::netif::RING_SLOTS;
+
+use crate::policy::Reason;
+
+/// Containers that one guest may have open or waiting.
+pub const BUFFERS: usize = 4;
+/// Bytes of private memory for the containers of one guest.
+pub const REGION_BYTES: usize = BUFFERS * MAX_RX_BYTES;
+/// The fewest packets that a table has room for.
+const LEAST_TABLE: usize = 8;
+
+/// Whether a chain may go from slot 255 to slot 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrap {
+    /// It may.
+    Allowed,
+    /// It must end at slot 255.
+    Forbidden,
+}
+
+/// A closed container.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed {
+    /// Where it starts in the guest's region, in bytes; a multiple of a page.
+    pub start: u32,
+    /// Its length in bytes.
+    pub bytes: u32,
+    /// Packets in it.
+    pub packets: u32,
+    /// Ring slots to be left empty before it.
+    pub skip: u32,
+    /// When it got its first packet.
+    pub opened_ns: u64,
+    /// Why it was closed.
+    pub reason: Reason,
+}
+
+impl Closed {
+    const NONE: Self = Self { start: 0, bytes: 0, packets: 0, skip: 0, opened_ns: 0, reason: Reason::Full };
+
+    /// Returns how many ring slots it takes, the skipped ones included.
+    pub fn slots(&self) -> u32 {
+        self.skip + self.bytes.div_ceil(PAGE_SIZE as u32)
+    }
+}
+
+/// Why a packet was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// All containers are full and wait for ring slots.
+    NoRoom,
+    /// It is larger than any container of this guest.
+    TooLarge,
+}
+
+/// The containers of one guest.
+#[derive(Debug)]
+pub struct Aggregator {
+    size: usize,
+    wrap: Wrap,
+    writer: Option<Writer>,
+    opened_ns: u64,
+    /// The buffer that is open, or will be next.
+    current: usize,
+    skip: u32,
+    /// The ring slot at which the next container starts.
+    slot: u32,
+    sequence: u32,
+    closed: [Closed; BUFFERS],
+    first: usize,
+    waiting: usize,
+    mean_bytes: usize,
+    /// How many packets the next table is for.
+    table: usize,
+    /// How many packets the open container's table is for.
+    open_table: usize,
+}
+
+impl Aggregator {
+    /// Makes the aggregator of a guest that takes containers of at most `size` bytes and whose next ring slot
+    /// is `slot`.
+    pub fn new(size: usize, wrap: Wrap, slot: u32) -> Self {
+        Self {
+            size: size.min(MAX_RX_BYTES),
+            wrap,
+            writer: None,
+            opened_ns: 0,
+            current: 0,
+            skip: 0,
+            slot: slot % RING_SLOTS,
+            sequence: 0,
+            closed: [Closed::NONE; BUFFERS],
+            first: 0,
+            waiting: 0,
+            mean_bytes: 60,
+            table: 64,
+            open_table: 0,
+        }
+    }
+
+    /// Returns the largest container.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Returns when the open container got its first packet, if there is one.
+    pub fn open_since_ns(&self) -> Option<u64> {
+        self.writer.is_some().then_some(self.opened_ns)
+    }
+
+    /// Returns how many bytes the open container has.
+    pub fn open_bytes(&self) -> usize {
+        self.writer.map_or(0, |w| w.total_bytes())
+    }
+
+    /// Returns whether a packet of `len` bytes, which is not too large, would be taken.
+    pub fn has_room_for(&self, len: usize) -> bool {
+        match &self.writer {
+            Some(writer) => writer.fits(len) || self.waiting + 1 < BUFFERS,
+            None => self.waiting < BUFFERS,
+        }
+    }
+
+    /// Returns the containers that wait, oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = Closed> + '_ {
+        (0..self.waiting).map(|i| self.closed[(self.first + i) % BUFFERS])
+    }
+
+    /// Returns how many containers wait.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting
+    }
+
+    /// Frees the buffers of the `n` oldest waiting containers.
+    pub fn release(&mut self, n: usize) {
+        let n = n.min(self.waiting);
+        self.first = (self.first + n) % BUFFERS;
+        self.waiting -= n;
+    }
+
+    /// Appends a packet of `len` bytes that `fill` writes in place. `region` is the guest's region.
+    ///
+    /// # Errors
+    /// [`Refusal`]; `fill` has then not run.
+    pub fn push_with(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        len: usize,
+        meta: Meta,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), Refusal> {
+        // At most: the open one is full, the next one ends with the ring, the third takes it.
+        if !self.writer.is_some_and(|w| w.fits(len)) {
+            if self.writer.is_some() {
+                self.close(region, now_ns, Reason::Full);
+            }
+            self.open(now_ns, len)?;
+        }
+        let buffer = buffer(region, self.current);
+        match &mut self.writer {
+            Some(writer) => writer.push_with(buffer, len, meta, fill).map_err(|_| Refusal::TooLarge),
+            None => Err(Refusal::NoRoom),
+        }
+    }
+
+    /// Opens a container into which a packet of `len` bytes fits.
+    fn open(&mut self, now_ns: u64, len: usize) -> Result<(), Refusal> {
+        if !Writer::could_ever_fit(self.size, len) {
+            return Err(Refusal::TooLarge);
+        }
+        if self.waiting == BUFFERS {
+            return Err(Refusal::NoRoom);
+        }
+        let mut limit = self.size;
+        self.skip = 0;
+        if self.wrap == Wrap::Forbidden {
+            let left = (RING_SLOTS - self.slot) as usize * PAGE_SIZE;
+            if Writer::could_ever_fit(left, len) {
+                limit = limit.min(left);
+            } else {
+                self.skip = RING_SLOTS - self.slot;
+            }
+        }
+        self.open_table = self.table.min(table_for(limit, self.mean_bytes));
+        let mut writer = Writer::new(limit, self.open_table);
+        if !writer.fits(len) {
+            self.open_table = 1;
+            writer = Writer::new(limit, 1);
+        }
+        self.writer = Some(writer);
+        self.opened_ns = now_ns;
+        Ok(())
+    }
+
+    /// Closes the open container, if there is one.
+    pub fn close(&mut self, region: &mut [u8], now_ns: u64, reason: Reason) {
+        let Some(mut writer) = self.writer.take() else { return };
+        let buffer = buffer(region, self.current);
+        let packets = writer.count();
+        let hold_ns = now_ns.saturating_sub(self.opened_ns).try_into().unwrap_or(u32::MAX);
+        let bytes = writer.finish(buffer, self.sequence, hold_ns);
+        self.sequence = self.sequence.wrapping_add(1);
+        let start = (self.current * MAX_RX_BYTES) as u32;
+        let (bytes_, packets_) = (bytes as u32, packets as u32);
+        let (skip, opened_ns) = (self.skip, self.opened_ns);
+        let mut closed = Closed { start, bytes: bytes_, packets: packets_, skip, opened_ns, reason };
+        self.slot = (self.slot + closed.slots()) % RING_SLOTS;
+        if self.wrap == Wrap::Forbidden && self.slot == 0 && reason == Reason::Full {
+            closed.reason = Reason::RingEnd;
+        }
+        self.closed[(self.first + self.waiting) % BUFFERS] = closed;
+        self.waiting += 1;
+        self.current = (self.current + 1) % BUFFERS;
+        self.learn(bytes, packets);
+    }
+
+    /// Shapes the next table after the container that was just closed.
+    fn learn(&mut self, bytes: usize, packets: usize) {
+        let payload = bytes.saturating_sub(HEADER_BYTES + DESCRIPTOR_BYTES * self.open_table);
+        self.mean_bytes = (3 * self.mean_bytes + payload / packets.max(1)) / 4;
+        // A large table costs a container with one packet a second page, a small one only makes it close
+        // early: it doubles while it is what closes containers, and shrinks with the packets counted.
+        if packets >= self.open_table {
+            self.table = (2 * self.table).min(MAX_PACKETS);
+        } else if packets < self.table / 4 {
+            self.table = (self.table / 2).max(LEAST_TABLE);
+        }
+    }
+}
+
+/// Returns how many packets of `mean_bytes` fit into `size` bytes, with their descriptors.
+fn table_for(size: usize, mean_bytes: usize) -> usize {
+    let each = mean_bytes.next_multiple_of(4) + DESCRIPTOR_BYTES;
+    size.saturating_sub(HEADER_BYTES + 2).div_ceil(each.max(1)).max(1)
+}
+
+fn buffer(region: &mut [u8], index: usize) -> &mut [u8] {
+    &mut region[index * MAX_RX_BYTES..(index + 1) * MAX_RX_BYTES]
+}

@@ -1,0 +1,183 @@
+//! The ports of the switch, and the way of a frame from one to another.
+//!
+//! It knows how to hand a frame to each kind of port. It knows no hypervisor: what guests are to get lies in
+//! their regions of one memory until the worker asks for the copies.
+
+use drayage_wire::container::Meta;
+use drayage_wire::ring::SharedWords;
+use serde::{Deserialize, Serialize};
+
+use crate::aggregate::REGION_BYTES;
+use crate::memory::Pages;
+use crate::port::{Sent, Uplink};
+use crate::switch::{Decision, Mac, PortId, Segment, Switch};
+use crate::vif::{Counters, Vif};
+
+/// Guests that can be served at a time.
+pub const MAX_GUESTS: usize = 256;
+/// Uplinks that can be open at a time.
+pub const MAX_UPLINKS: usize = 64;
+
+/// What an uplink did, counted from our point of view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkCounters {
+    /// Frames that came in.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames that went out.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames that it did not take.
+    pub send_drops: u64,
+    /// Frames that came in, and for which there was no destination.
+    pub no_destination: u64,
+    /// Passes in which frames came in.
+    pub batches: u64,
+}
+
+/// A port.
+pub(crate) struct Port<P> {
+    pub(crate) segment: Segment,
+    pub(crate) kind: Kind<P>,
+}
+
+/// What stands at a port.
+pub(crate) enum Kind<P> {
+    Guest { vif: Box<Vif<P>>, region: usize },
+    Uplink { link: Box<dyn Uplink>, counters: UplinkCounters },
+}
+
+/// The ports, the table that says where addresses are, and the memory in which frames wait for guests.
+pub(crate) struct Fabric<P> {
+    pub(crate) ports: Vec<Option<Port<P>>>,
+    pub(crate) switch: Switch,
+    pub(crate) regions: Pages,
+    free_regions: Vec<usize>,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarded {
+    /// It was handed to a port at least.
+    Yes,
+    /// There was nobody to take it.
+    Nobody,
+}
+
+/// Returns where a region starts.
+pub(crate) fn region_start(region: usize) -> usize {
+    region * REGION_BYTES
+}
+
+impl<P: SharedWords> Fabric<P> {
+    pub(crate) fn new() -> Self {
+        Self {
+            ports: Vec::with_capacity(MAX_GUESTS + MAX_UPLINKS),
+            switch: Switch::new(),
+            regions: Pages::new(MAX_GUESTS * REGION_BYTES),
+            free_regions: (0..MAX_GUESTS).rev().collect(),
+        }
+    }
+
+    /// Returns a free port number. The list is only as long as it must be, for every pass walks over it.
+    pub(crate) fn vacancy(&mut self) -> Option<PortId> {
+        let at = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
+        if at == MAX_GUESTS + MAX_UPLINKS {
+            return None;
+        }
+        if at == self.ports.len() {
+            self.ports.push(None);
+        }
+        Some(PortId(at as u16))
+    }
+
+    /// Returns a free region, zeroed: its last user's packets are nobody else's business (XSA-403).
+    pub(crate) fn take_region(&mut self) -> Option<usize> {
+        let region = self.free_regions.pop()?;
+        let start = region_start(region);
+        self.regions.bytes_mut()[start..start + REGION_BYTES].fill(0);
+        Some(region)
+    }
+
+    pub(crate) fn give_region(&mut self, region: usize) {
+        self.free_regions.push(region);
+    }
+
+    pub(crate) fn port_mut(&mut self, id: PortId) -> Option<&mut Port<P>> {
+        self.ports.get_mut(usize::from(id.0))?.as_mut()
+    }
+
+    pub(crate) fn vif_mut(&mut self, id: PortId) -> Option<(&mut Vif<P>, usize)> {
+        match &mut self.port_mut(id)?.kind {
+            Kind::Guest { vif, region } => Some((vif, *region)),
+            Kind::Uplink { .. } => None,
+        }
+    }
+
+    /// Says where an address is.
+    pub(crate) fn pin(&mut self, port: PortId, segment: Segment, mac: Mac) {
+        self.switch.pin(port, segment, mac);
+    }
+
+    /// Hands a frame from a port, which is taken out of the list meanwhile, to where it belongs.
+    pub(crate) fn forward(
+        &mut self,
+        from: PortId,
+        segment: Segment,
+        now_ns: u64,
+        frame: &[u8],
+        meta: Meta,
+    ) -> Forwarded {
+        match self.switch.decide(from, segment, now_ns, frame) {
+            Some(Decision::To(to)) => self.deliver(to, now_ns, frame, meta),
+            Some(Decision::Flood) => self.flood(from, segment, now_ns, frame, meta),
+            Some(Decision::Nowhere) | None => Forwarded::Nobody,
+        }
+    }
+
+    fn flood(&mut self, from: PortId, segment: Segment, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+        let mut result = Forwarded::Nobody;
+        for at in 0..self.ports.len() {
+            let id = PortId(at as u16);
+            let hears = self.ports[at].as_ref().is_some_and(|port| port.segment == segment);
+            if id != from && hears && self.deliver(id, now_ns, frame, meta) == Forwarded::Yes {
+                result = Forwarded::Yes;
+            }
+        }
+        result
+    }
+
+    fn deliver(&mut self, to: PortId, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+        let Some(port) = self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut) else {
+            return Forwarded::Nobody;
+        };
+        match &mut port.kind {
+            Kind::Guest { vif, region } => {
+                if vif.fault.is_some() {
+                    return Forwarded::Nobody;
+                }
+                let start = region_start(*region);
+                let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
+                vif.rx.accept(memory, now_ns, frame, meta, &mut vif.counters);
+            }
+            Kind::Uplink { link, counters } => match link.send(frame, meta) {
+                Sent::Yes => {
+                    counters.sent += 1;
+                    counters.sent_bytes += frame.len() as u64;
+                }
+                Sent::No => counters.send_drops += 1,
+            },
+        }
+        Forwarded::Yes
+    }
+
+    /// Returns the counters of a guest.
+    pub(crate) fn counters(&self, id: PortId) -> Option<Counters> {
+        match &self.ports.get(usize::from(id.0))?.as_ref()?.kind {
+            Kind::Guest { vif, .. } => Some(vif.counters),
+            Kind::Uplink { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What one vif did, counted: the evidence that aggregation works, and where packets were lost.
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Reason;
+
+/// The counters of one vif. RX is what the guest receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Towards the guest.
+    pub rx: Direction,
+    /// From the guest.
+    pub tx: Direction,
+    /// Why containers went out.
+    pub flushes: Flushes,
+    /// Packets that were not delivered, by reason.
+    pub drops: Drops,
+    /// Hypercalls made for this vif: groups of up to 16 grant copies, and events sent.
+    pub hypercalls: u64,
+    /// Events that the guest sent.
+    pub events_in: u64,
+    /// Events that it was sent.
+    pub events_out: u64,
+    /// Passes of the worker that had work for this vif.
+    pub wakeups: u64,
+    /// Requests, chains and containers of the guest's that were refused.
+    pub guest_errors: u64,
+    /// Longest time that a container was open, in nanoseconds.
+    pub longest_hold_ns: u64,
+}
+
+/// One direction of a vif.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Direction {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Containers.
+    pub containers: u64,
+    /// Ring slots used.
+    pub slots: u64,
+    /// Grant operations: each copies from or to one page of the guest's.
+    pub grant_ops: u64,
+    /// Bytes that they copied.
+    pub copied_bytes: u64,
+    /// Copies made by the processor inside this program, one for each packet that was moved.
+    pub copies: u64,
+}
+
+/// Why containers went out, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushes {
+    /// See [`Reason::Full`].
+    pub full: u64,
+    /// See [`Reason::Idle`].
+    pub idle: u64,
+    /// See [`Reason::Deadline`].
+    pub deadline: u64,
+    /// See [`Reason::RingEnd`].
+    pub ring_end: u64,
+}
+
+impl Flushes {
+    /// Counts a container.
+    pub fn count(&mut self, reason: Reason) {
+        *match reason {
+            Reason::Full => &mut self.full,
+            Reason::Idle => &mut self.idle,
+            Reason::Deadline => &mut self.deadline,
+            Reason::RingEnd => &mut self.ring_end,
+        } += 1;
+    }
+}
+
+/// Packets that were not delivered, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drops {
+    /// To the guest: it does not read, and its queue is full.
+    pub queue_full: u64,
+    /// To the guest: larger than what it takes.
+    pub too_large: u64,
+    /// To the guest: it gave a page that cannot be written.
+    pub bad_buffer: u64,
+    /// To the guest: a super-frame that cannot be segmented.
+    pub not_segmentable: u64,
+    /// From the guest: the frame or its slots make no sense.
+    pub malformed: u64,
+    /// From the guest: it gave a page that cannot be read.
+    pub unreadable: u64,
+    /// From the guest: nobody is there to take it.
+    pub no_destination: u64,
+}
+
+impl Drops {
+    /// Returns their sum.
+    pub fn total(&self) -> u64 {
+        self.queue_full
+            + self.too_large
+            + self.bad_buffer
+            + self.not_segmentable
+            + self.malformed
+            + self.unreadable
+            + self.no_destination
+    }
+}
+
+/// Returns how many hypercalls the operations `range` of a batch take part in.
+pub fn hypercalls(range: &std::ops::Range<usize>) -> u64 {
+    if range.is_empty() {
+        return 0;
+    }
+    let group = |op: usize| op as u64 / crate::xen::COPIES_PER_HYPERCALL;
+    group(range.end - 1) - group(range.start) + 1
+}

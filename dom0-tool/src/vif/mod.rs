@@ -1,0 +1,100 @@
+//! One guest interface's data path: its two rings, its event channels and its counters.
+//!
+//! It knows how the two sides share event channels, and neither where packets come from and go to nor how the
+//! two ends found each other.
+
+pub mod counters;
+pub mod plain;
+pub mod rx;
+pub mod tx;
+
+use drayage_wire::ring::Overrun;
+
+use crate::policy::Policy;
+use crate::switch::Mac;
+use crate::xen::{DomainId, EventPort, GrantRef};
+pub use counters::Counters;
+
+/// What a frontend said when it connected, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The guest.
+    pub domain: DomainId,
+    /// Its address.
+    pub mac: Mac,
+    /// The page of its TX ring.
+    pub tx_ring: GrantRef,
+    /// The page of its RX ring.
+    pub rx_ring: GrantRef,
+    /// Its event channels.
+    pub events: RemoteEvents,
+    /// How TX chains look.
+    pub tx_format: tx::Format,
+    /// How RX chains look.
+    pub rx_format: rx::Format,
+    /// What it takes.
+    pub accepts: rx::Accepts,
+    /// When containers go out to it.
+    pub policy: Policy,
+}
+
+/// A frontend's event channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteEvents {
+    /// One for both rings.
+    Shared(EventPort),
+    /// One for each.
+    Split {
+        /// For the TX ring.
+        tx: EventPort,
+        /// For the RX ring.
+        rx: EventPort,
+    },
+}
+
+/// Our ends of the event channels; the same twice where they are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalEvents {
+    /// For the TX ring.
+    pub tx: EventPort,
+    /// For the RX ring.
+    pub rx: EventPort,
+}
+
+/// The guest broke the protocol, and its interface is not served any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// On its RX ring.
+    #[error("rx ring: {0}")]
+    Rx(#[from] Overrun),
+    /// On its TX ring.
+    #[error("tx ring: {0}")]
+    Tx(#[from] tx::Fatal),
+}
+
+/// A connected interface.
+#[derive(Debug)]
+pub struct Vif<P> {
+    /// The guest.
+    pub domain: DomainId,
+    /// From the guest.
+    pub tx: tx::Tx<P>,
+    /// Towards the guest.
+    pub rx: rx::Rx<P>,
+    /// Event channels.
+    pub events: LocalEvents,
+    /// What it did.
+    pub counters: Counters,
+    /// Whether its TX ring is to be read in the next pass.
+    pub tx_ready: bool,
+    /// Whether the running pass has emptied its TX ring.
+    pub tx_drained: bool,
+    /// Whether the running pass has work for it.
+    pub woken: bool,
+    /// Events to be sent at the end of the pass.
+    pub notify_tx: bool,
+    /// As above.
+    pub notify_rx: bool,
+    /// Why it is not served any more.
+    pub fault: Option<Fault>,
+}

@@ -1,0 +1,510 @@
+//! Towards the guest: packets into its containers (or frames into its queue), and those into the pages that
+//! it posted.
+//!
+//! It knows no hypervisor: it asks for copies and is told what came of them. It knows no switch and no
+//! xenstore.
+
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::checksum;
+use drayage_wire::container::{Checksum, GsoKind, Meta};
+use drayage_wire::netif::{self, ExtraInfo, ExtraKind, RING_SLOTS, RxRequest, RxResponse, rx_flags, status};
+use drayage_wire::ring::{BackRing, Index, Overrun, SharedWords};
+
+use super::counters::{Counters, hypercalls};
+use super::plain::FrameQueue;
+use crate::aggregate::{Aggregator, Refusal, Wrap};
+use crate::policy::{Policy, Reason};
+use crate::segment;
+use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
+
+/// What the guest takes, as it said when it connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepts {
+    /// Frames of several slots.
+    pub scatter: bool,
+    /// TCP super-frames over IPv4.
+    pub gso_v4: bool,
+    /// TCP super-frames over IPv6.
+    pub gso_v6: bool,
+    /// Blank checksums over IPv4.
+    pub blank_v4: bool,
+    /// Blank checksums over IPv6.
+    pub blank_v6: bool,
+}
+
+impl Accepts {
+    fn gso(self, kind: GsoKind) -> bool {
+        match kind {
+            GsoKind::TcpV4 => self.gso_v4,
+            GsoKind::TcpV6 => self.gso_v6,
+        }
+    }
+
+    /// Returns whether the guest takes this frame with a blank checksum.
+    fn blank(self, frame: &[u8]) -> bool {
+        if self.blank_v4 == self.blank_v6 {
+            return self.blank_v4;
+        }
+        match checksum::locate(frame).map(|site| site.ip) {
+            Some(checksum::IpVersion::V4) => self.blank_v4,
+            Some(checksum::IpVersion::V6) => self.blank_v6,
+            None => false,
+        }
+    }
+}
+
+/// How RX chains look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One frame each.
+    Plain,
+    /// One container each.
+    Containers {
+        /// The largest, in bytes.
+        size: usize,
+        /// Whether one may go from slot 255 to slot 0.
+        wrap: Wrap,
+    },
+}
+
+#[derive(Debug)]
+enum Queue {
+    Plain(FrameQueue),
+    Containers(Aggregator),
+}
+
+/// When a vif wants to be looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// When the guest says something.
+    Event,
+    /// At this time, at the latest.
+    At(u64),
+    /// At once.
+    Now,
+}
+
+/// What came of adding copies to a batch.
+enum Emitted {
+    /// Everything that waited is in it.
+    All,
+    /// The guest has posted too few buffers, and will say when it has posted more.
+    LacksSlots,
+    /// The batch is full.
+    LacksRoom,
+}
+
+/// What came of looking at the open container.
+enum Settled {
+    /// There is none.
+    Nothing,
+    /// It was closed.
+    Closed,
+    /// It stays open.
+    Held { until_ns: u64 },
+}
+
+/// The RX side of a vif.
+#[derive(Debug)]
+pub struct Rx<P> {
+    ring: BackRing<netif::Rx, P>,
+    domain: DomainId,
+    queue: Queue,
+    accepts: Accepts,
+    policy: Policy,
+    /// The most buffers that the guest had posted at a time.
+    posted_most: u32,
+    /// Chains that the running batch carries, the number of slots they take, and where their operations are.
+    emitted: usize,
+    emitted_slots: usize,
+    first_op: usize,
+    ids: [u16; RING_SLOTS as usize],
+}
+
+impl<P: SharedWords> Rx<P> {
+    /// Attaches to the guest's ring. `region_bytes` is the size of the region that is later passed in.
+    pub fn new(
+        page: P,
+        domain: DomainId,
+        format: Format,
+        accepts: Accepts,
+        policy: Policy,
+        region_bytes: usize,
+    ) -> Self {
+        let ring = BackRing::<netif::Rx, P>::attach(page);
+        let queue = match format {
+            Format::Plain => Queue::Plain(FrameQueue::new(region_bytes)),
+            Format::Containers { size, wrap } => {
+                let size = policy.size_bytes().unwrap_or(size).min(size);
+                Queue::Containers(Aggregator::new(size, wrap, ring.next_request().slot() as u32))
+            }
+        };
+        Self {
+            ring,
+            domain,
+            queue,
+            accepts,
+            policy,
+            posted_most: 1,
+            emitted: 0,
+            emitted_slots: 0,
+            first_op: 0,
+            ids: [0; RING_SLOTS as usize],
+        }
+    }
+
+    /// Returns whether nothing waits for the guest.
+    pub fn is_idle(&self) -> bool {
+        match &self.queue {
+            Queue::Plain(frames) => frames.is_empty(),
+            Queue::Containers(open) => open.open_since_ns().is_none() && open.waiting_count() == 0,
+        }
+    }
+
+    /// Returns whether a frame of `len` bytes would be taken: a source that can wait asks first.
+    pub fn has_room_for(&self, len: usize) -> bool {
+        match &self.queue {
+            Queue::Plain(frames) => frames.has_room_for(len),
+            Queue::Containers(open) => open.has_room_for(len),
+        }
+    }
+
+    /// Takes a packet of `len` bytes that `fill` writes in place. It must need no change for this guest.
+    ///
+    /// # Errors
+    /// [`Refusal`], counted.
+    pub fn push_with(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        len: usize,
+        meta: Meta,
+        counters: &mut Counters,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), Refusal> {
+        let result = match &mut self.queue {
+            Queue::Containers(open) => open.push_with(region, now_ns, len, meta, fill),
+            Queue::Plain(_) if len > PAGE_SIZE && !self.accepts.scatter => Err(Refusal::TooLarge),
+            Queue::Plain(frames) => frames.push_with(region, len, meta, fill),
+        };
+        match result {
+            Ok(()) => {
+                counters.rx.packets += 1;
+                counters.rx.bytes += len as u64;
+            }
+            Err(Refusal::NoRoom) => counters.drops.queue_full += 1,
+            Err(Refusal::TooLarge) => counters.drops.too_large += 1,
+        }
+        result
+    }
+
+    /// Takes a copy of a frame, changed as far as this guest needs it: a blank checksum filled, a super-frame
+    /// segmented.
+    pub fn accept(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        frame: &[u8],
+        meta: Meta,
+        counters: &mut Counters,
+    ) {
+        if let Some(gso) = meta.gso
+            && !(self.accepts.gso(gso.kind) && self.takes_whole(frame.len()))
+        {
+            let whole = segment::tcp(frame, gso, |len, write| {
+                let filled = Meta { checksum: Checksum::Valid, gso: None };
+                counters.rx.copies += 1;
+                let _ = self.push_with(region, now_ns, len, filled, counters, write);
+            });
+            if whole.is_err() {
+                counters.drops.not_segmentable += 1;
+            }
+            return;
+        }
+        counters.rx.copies += 1;
+        let len = frame.len();
+        if meta.checksum == Checksum::Blank && meta.gso.is_none() && !self.accepts.blank(frame) {
+            let filled = Meta { checksum: Checksum::Valid, gso: None };
+            let _ = self.push_with(region, now_ns, len, filled, counters, |bytes| {
+                bytes.copy_from_slice(frame);
+                checksum::fill(bytes);
+            });
+            return;
+        }
+        let _ = self.push_with(region, now_ns, len, meta, counters, |bytes| bytes.copy_from_slice(frame));
+    }
+
+    fn takes_whole(&self, len: usize) -> bool {
+        match &self.queue {
+            Queue::Plain(_) => len <= PAGE_SIZE || self.accepts.scatter,
+            Queue::Containers(open) => drayage_wire::container::Writer::could_ever_fit(open.size(), len),
+        }
+    }
+
+    fn available(&mut self) -> Result<u32, Overrun> {
+        let available = self.ring.available()?;
+        self.posted_most = self.posted_most.max(available + self.ring.unanswered());
+        Ok(available)
+    }
+
+    /// Adds the copies for what waits and fits into posted buffers, and for the open container if its time has
+    /// come. `region` is this guest's, and lies at `region_start` in the batch's memory. Returns what the vif
+    /// wishes for.
+    ///
+    /// # Errors
+    /// [`Overrun`]: the ring is not to be used any more.
+    pub fn fill_batch(
+        &mut self,
+        region: &mut [u8],
+        region_start: usize,
+        now_ns: u64,
+        ops: &mut Vec<CopyOp>,
+    ) -> Result<Wish, Overrun> {
+        self.emitted = 0;
+        self.emitted_slots = 0;
+        self.first_op = ops.len();
+        match self.emit(region_start, ops)? {
+            Emitted::All => {}
+            Emitted::LacksSlots => return Ok(Wish::Event),
+            Emitted::LacksRoom => return Ok(Wish::Now),
+        }
+        match self.settle(region, now_ns)? {
+            Settled::Closed => Ok(match self.emit(region_start, ops)? {
+                Emitted::All | Emitted::LacksSlots => Wish::Event,
+                Emitted::LacksRoom => Wish::Now,
+            }),
+            Settled::Nothing => Ok(Wish::Event),
+            Settled::Held { until_ns } => Ok(Wish::At(until_ns)),
+        }
+    }
+
+    /// Closes the open container if its time has come. All that was closed before is in the batch.
+    fn settle(&mut self, region: &mut [u8], now_ns: u64) -> Result<Settled, Overrun> {
+        let available = self.available()?;
+        let Queue::Containers(open) = &mut self.queue else { return Ok(Settled::Nothing) };
+        let Some(since_ns) = open.open_since_ns() else { return Ok(Settled::Nothing) };
+        let until_ns = since_ns + self.policy.hold_ns();
+        let reason = match self.policy {
+            _ if now_ns >= until_ns => Reason::Deadline,
+            // The guest sleeps, or has given back all that it had; else it is to say when it has. A guest
+            // that is just being given something is about to be busy, whatever it says.
+            Policy::Opportunistic { .. }
+                if available >= self.posted_most
+                    || (self.emitted == 0 && self.ring.frontend_waits())
+                    || self.ring.rearm_after(self.posted_most) =>
+            {
+                Reason::Idle
+            }
+            _ => return Ok(Settled::Held { until_ns }),
+        };
+        open.close(region, now_ns, reason);
+        Ok(Settled::Closed)
+    }
+
+    /// Adds the copies for what waits and fits into posted buffers.
+    fn emit(&mut self, region_start: usize, ops: &mut Vec<CopyOp>) -> Result<Emitted, Overrun> {
+        loop {
+            let mut available = self.available()?;
+            let lacking = match &self.queue {
+                Queue::Containers(_) => self.emit_containers(&mut available, region_start, ops),
+                Queue::Plain(_) => self.emit_frames(&mut available, region_start, ops),
+            };
+            match lacking {
+                None => return Ok(Emitted::All),
+                Some(0) => return Ok(Emitted::LacksRoom),
+                Some(needed) => {
+                    if !self.ring.rearm_after(needed) {
+                        return Ok(Emitted::LacksSlots);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the slots that the next chain lacks, 0 if it lacks room in the batch.
+    fn emit_containers(
+        &mut self,
+        available: &mut u32,
+        region_start: usize,
+        ops: &mut Vec<CopyOp>,
+    ) -> Option<u32> {
+        let Queue::Containers(open) = &self.queue else { return None };
+        for closed in open.waiting().skip(self.emitted) {
+            let slots = closed.slots();
+            if slots > *available {
+                return Some(slots);
+            }
+            if ops.capacity() - ops.len() < slots as usize {
+                return Some(0);
+            }
+            let mut left = closed.bytes;
+            let mut local = region_start as u32 + closed.start;
+            for ahead in 0..slots {
+                let request: RxRequest = self.ring.peek(ahead);
+                self.ids[self.emitted_slots] = request.id;
+                self.emitted_slots += 1;
+                if ahead >= closed.skip {
+                    let len = left.min(PAGE_SIZE as u32) as u16;
+                    ops.push(copy(self.domain, request, local, len));
+                    local += u32::from(len);
+                    left -= u32::from(len);
+                }
+            }
+            self.ring.advance(slots);
+            *available -= slots;
+            self.emitted += 1;
+        }
+        None
+    }
+
+    fn emit_frames(
+        &mut self,
+        available: &mut u32,
+        region_start: usize,
+        ops: &mut Vec<CopyOp>,
+    ) -> Option<u32> {
+        let Queue::Plain(frames) = &self.queue else { return None };
+        while let Some(frame) = frames.peek(self.emitted) {
+            let slots = frame.slots();
+            if slots > *available {
+                return Some(slots);
+            }
+            if ops.capacity() - ops.len() < slots as usize {
+                return Some(0);
+            }
+            let mut left = frame.len;
+            let mut local = region_start as u32 + frame.start;
+            for ahead in 0..slots {
+                let request: RxRequest = self.ring.peek(ahead);
+                self.ids[self.emitted_slots] = request.id;
+                self.emitted_slots += 1;
+                if frame.meta.gso.is_some() && ahead == 1 {
+                    continue;
+                }
+                let len = left.min(PAGE_SIZE as u32) as u16;
+                ops.push(copy(self.domain, request, local, len));
+                local += u32::from(len);
+                left -= u32::from(len);
+            }
+            self.ring.advance(slots);
+            *available -= slots;
+            self.emitted += 1;
+        }
+        None
+    }
+
+    /// Answers the chains of the batch that was just copied. Returns whether the guest is to be notified.
+    pub fn complete(&mut self, ops: &[CopyOp], now_ns: u64, counters: &mut Counters) -> bool {
+        if self.emitted == 0 {
+            return false;
+        }
+        let mut answers = Answers { ring: &mut self.ring, ids: &self.ids, at: 0 };
+        let mut op = self.first_op;
+        match &mut self.queue {
+            Queue::Containers(open) => {
+                for closed in open.waiting().take(self.emitted) {
+                    for _ in 0..closed.skip {
+                        answers.give(0, status::DROPPED);
+                    }
+                    let slots = closed.slots() - closed.skip;
+                    let done = &ops[op..op + slots as usize];
+                    op += slots as usize;
+                    let good = done.iter().all(|op| op.status == GNTST_OKAY);
+                    for (i, copy) in (1..=slots).zip(done) {
+                        let more = if i < slots { rx_flags::MORE_DATA } else { 0 };
+                        if good {
+                            answers.give(more, copy.len as i16);
+                        } else {
+                            answers.give(0, status::DROPPED);
+                        }
+                    }
+                    counters.flushes.count(closed.reason);
+                    if good {
+                        counters.rx.containers += 1;
+                    } else {
+                        counters.drops.bad_buffer += u64::from(closed.packets);
+                        counters.guest_errors += 1;
+                    }
+                    counters.longest_hold_ns =
+                        counters.longest_hold_ns.max(now_ns.saturating_sub(closed.opened_ns));
+                }
+                open.release(self.emitted);
+            }
+            Queue::Plain(frames) => {
+                for i in 0..self.emitted {
+                    let Some(frame) = frames.peek(i) else { break };
+                    let slots = frame.len.div_ceil(PAGE_SIZE as u32) as usize;
+                    let done = &ops[op..op + slots];
+                    op += slots;
+                    if !answers.frame(frame.meta, done) {
+                        counters.drops.bad_buffer += 1;
+                        counters.guest_errors += 1;
+                    }
+                }
+                frames.release(self.emitted);
+            }
+        }
+        let range = self.first_op..op;
+        counters.hypercalls += hypercalls(&range);
+        counters.rx.grant_ops += range.len() as u64;
+        counters.rx.copied_bytes += ops[range].iter().map(|op| u64::from(op.len)).sum::<u64>();
+        counters.rx.slots += self.emitted_slots as u64;
+        self.emitted = 0;
+        self.ring.publish()
+    }
+
+    /// Returns the ring index of the next response, for tests and for a later owner of the ring.
+    pub fn next_slot(&self) -> Index {
+        self.ring.next_request()
+    }
+}
+
+fn copy(domain: DomainId, request: RxRequest, local: u32, len: u16) -> CopyOp {
+    CopyOp { local, grant: GrantRef(request.gref), domain, offset: 0, len, status: 0 }
+}
+
+/// Writes responses in the order of the requests.
+struct Answers<'a, P> {
+    ring: &'a mut BackRing<netif::Rx, P>,
+    ids: &'a [u16],
+    at: usize,
+}
+
+impl<P: SharedWords> Answers<'_, P> {
+    fn give(&mut self, flags: u16, status: i16) {
+        let id = self.ids[self.at];
+        self.at += 1;
+        let answer = RxResponse { id, offset: 0, flags, status };
+        // There is a request for each answer: as many ids were noted as requests were taken.
+        let _ = self.ring.respond(answer);
+    }
+
+    /// Answers the chain of a plain frame. Returns whether it went out.
+    fn frame(&mut self, meta: Meta, done: &[CopyOp]) -> bool {
+        let good = done.iter().all(|op| op.status == GNTST_OKAY);
+        let mut first = match meta.checksum {
+            _ if !good => 0,
+            Checksum::Unverified => 0,
+            Checksum::Valid => rx_flags::DATA_VALIDATED,
+            Checksum::Blank => rx_flags::DATA_VALIDATED | rx_flags::CSUM_BLANK,
+        };
+        if meta.gso.is_some() && good {
+            first |= rx_flags::EXTRA_INFO;
+        }
+        for (i, op) in done.iter().enumerate() {
+            let more = if i + 1 < done.len() && good { rx_flags::MORE_DATA } else { 0 };
+            let flags = more | if i == 0 { first } else { 0 };
+            self.give(flags, if good { op.len as i16 } else { status::ERROR });
+            if let (0, Some(gso)) = (i, meta.gso) {
+                if good {
+                    let kind = ExtraKind::Gso { size: gso.size, gso_type: gso.kind.to_netif() };
+                    self.at += 1;
+                    let _ = self.ring.respond(ExtraInfo { kind, more: false });
+                } else {
+                    self.give(0, status::ERROR);
+                }
+            }
+        }
+        good
+    }
+}

@@ -1,0 +1,445 @@
+//! From the guest: its requests judged, its pages copied into private memory, and the frames found there.
+//!
+//! Every request is copied once out of the ring, and only the copy is judged (XSA-155); every copy's status
+//! is looked at; a guest that lies loses its own packets. This module knows no hypervisor and no switch.
+
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::container::{Checksum, Gso, GsoKind, MIN_PACKET_BYTES, Manifest, Meta};
+use drayage_wire::netif::{
+    self, ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, TxRequest, TxResponse, status, tx_flags,
+};
+use drayage_wire::ring::{BackRing, Overrun, SharedWords};
+
+use super::counters::{Counters, hypercalls};
+use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
+
+/// Extra segments of one frame that are read before the chain counts as endless: one of each kind.
+const MAX_EXTRAS: u32 = 4;
+
+/// How TX chains look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One frame each.
+    Plain,
+    /// One container each, of at most so many bytes.
+    Containers {
+        /// The largest, in bytes.
+        size: usize,
+    },
+}
+
+/// The connection cannot go on: where the next chain starts is not known any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fatal {
+    /// An index that cannot be true.
+    #[error("{0}")]
+    Overrun(#[from] Overrun),
+    /// A chain that ends beyond what was published.
+    #[error("a chain of requests that was only published in part")]
+    Unfinished,
+    /// A chain that does not end.
+    #[error("a chain with more than {MAX_EXTRAS} extra segments")]
+    Endless,
+}
+
+/// What is to be said about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// As the chain fared.
+    Request(u16),
+    /// `NETIF_RSP_NULL`.
+    Extra,
+}
+
+/// A chain that was taken.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    start: u32,
+    len: u32,
+    first_op: u32,
+    ops: u16,
+    slots: u16,
+    meta: Meta,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Copied,
+    Malformed,
+    /// Nothing to deliver, and nothing wrong (multicast control).
+    Empty,
+}
+
+/// Private memory for what guests send, filled from the front in each pass.
+#[derive(Debug)]
+pub struct Scratch {
+    memory: crate::memory::Pages,
+    used: usize,
+}
+
+impl Scratch {
+    /// Makes a scratch of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { memory: crate::memory::Pages::new(bytes), used: 0 }
+    }
+
+    /// Forgets what is in it.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Returns the memory, for the copies.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.bytes_mut()
+    }
+
+    /// Returns the memory.
+    pub fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    /// Finds room for `len` bytes that cross no page if they fit into one.
+    fn place(&mut self, len: usize) -> Option<usize> {
+        let in_page = self.used % PAGE_SIZE;
+        let start =
+            if in_page + len <= PAGE_SIZE { self.used } else { self.used.next_multiple_of(PAGE_SIZE) };
+        if start + len > self.memory.bytes().len() {
+            return None;
+        }
+        self.used = (start + len).next_multiple_of(32);
+        Some(start)
+    }
+}
+
+/// The TX side of a vif.
+#[derive(Debug)]
+pub struct Tx<P> {
+    ring: BackRing<netif::Tx, P>,
+    domain: DomainId,
+    format: Format,
+    chains: Vec<Chain>,
+    answers: Vec<Answer>,
+    first_op: usize,
+}
+
+/// What is left in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// Requests that found no room in this pass.
+    Some,
+}
+
+impl<P: SharedWords> Tx<P> {
+    /// Attaches to the guest's ring.
+    pub fn new(page: P, domain: DomainId, format: Format) -> Self {
+        Self {
+            ring: BackRing::attach(page),
+            domain,
+            format,
+            chains: Vec::with_capacity(RING_SLOTS as usize),
+            answers: Vec::with_capacity(RING_SLOTS as usize),
+            first_op: 0,
+        }
+    }
+
+    /// Takes chains and adds the copies of their pages, as far as there is room for them.
+    ///
+    /// # Errors
+    /// [`Fatal`]: the ring is not to be used any more.
+    pub fn gather(&mut self, scratch: &mut Scratch, ops: &mut Vec<CopyOp>) -> Result<Left, Fatal> {
+        self.chains.clear();
+        self.answers.clear();
+        self.first_op = ops.len();
+        let mut available = self.ring.available()?;
+        while available > 0 {
+            let taken = match self.format {
+                Format::Plain => self.take_frame(available, scratch, ops)?,
+                Format::Containers { size } => self.take_container(available, size, scratch, ops)?,
+            };
+            // As many chains as there are slots at most: the list never grows.
+            let Some(slots) = taken.filter(|_| self.chains.len() < RING_SLOTS as usize) else {
+                return Ok(Left::Some);
+            };
+            self.ring.advance(slots);
+            available -= slots;
+        }
+        Ok(Left::Nothing)
+    }
+
+    /// Takes a plain frame's chain. Returns its slots, or `None` if there is no room.
+    fn take_frame(
+        &mut self,
+        available: u32,
+        scratch: &mut Scratch,
+        ops: &mut Vec<CopyOp>,
+    ) -> Result<Option<u32>, Fatal> {
+        let first: TxRequest = self.ring.peek(0);
+        let mut slots = 1;
+        let mut meta = Meta { checksum: checksum_of(first.flags), gso: None };
+        let mut fate = Fate::Copied;
+        if first.flags & tx_flags::EXTRA_INFO != 0 {
+            loop {
+                if slots > MAX_EXTRAS {
+                    return Err(Fatal::Endless);
+                }
+                if slots >= available {
+                    return Err(Fatal::Unfinished);
+                }
+                let extra: ExtraInfo = self.ring.peek(slots);
+                slots += 1;
+                match extra.kind {
+                    ExtraKind::Gso { size, gso_type } => match GsoKind::from_netif(gso_type) {
+                        Some(kind) if size > 0 => {
+                            meta = Meta { checksum: Checksum::Blank, gso: Some(Gso { kind, size }) };
+                        }
+                        _ => fate = Fate::Malformed,
+                    },
+                    ExtraKind::McastAdd(_) | ExtraKind::McastDel(_) => fate = Fate::Empty,
+                    ExtraKind::Other(_) => fate = Fate::Malformed,
+                }
+                if !extra.more {
+                    break;
+                }
+            }
+        }
+        let extras = slots - 1;
+        // The rest of the chain is copied once into `parts`, so that two looks see the same.
+        let mut parts = [TxRequest::default(); MAX_TX_SLOTS];
+        parts[0] = first;
+        let mut count = 1;
+        let mut more = first.flags & tx_flags::MORE_DATA != 0;
+        while more {
+            if slots >= available {
+                return Err(Fatal::Unfinished);
+            }
+            let part: TxRequest = self.ring.peek(slots);
+            slots += 1;
+            more = part.flags & tx_flags::MORE_DATA != 0;
+            match parts.get_mut(count) {
+                Some(slot) => *slot = part,
+                // Longer than any frontend may send: it is answered slot by slot, and dropped.
+                None => fate = Fate::Malformed,
+            }
+            count += 1;
+        }
+        let total = usize::from(first.size);
+        let parts = &mut parts[..count.min(MAX_TX_SLOTS)];
+        if fate == Fate::Copied && !sizes_make_sense(parts, total) {
+            fate = Fate::Malformed;
+        }
+        let mut chain =
+            Chain { start: 0, len: 0, first_op: ops.len() as u32, ops: 0, slots: slots as u16, meta, fate };
+        if fate == Fate::Copied {
+            if ops.capacity() - ops.len() < parts.len() {
+                return Ok(None);
+            }
+            let Some(start) = scratch.place(total) else { return Ok(None) };
+            chain.start = start as u32;
+            chain.len = total as u32;
+            chain.ops = parts.len() as u16;
+            let mut local = start as u32;
+            for part in parts {
+                ops.push(copy(self.domain, part, local));
+                local += u32::from(part.size);
+            }
+        }
+        self.note_answers(slots, extras, first.id);
+        self.chains.push(chain);
+        Ok(Some(slots))
+    }
+
+    /// Takes a container's chain (SPEC.md, section 3). Returns its slots, or `None` if there is no room.
+    fn take_container(
+        &mut self,
+        available: u32,
+        size: usize,
+        scratch: &mut Scratch,
+        ops: &mut Vec<CopyOp>,
+    ) -> Result<Option<u32>, Fatal> {
+        let first: TxRequest = self.ring.peek(0);
+        let total = usize::from(first.size);
+        let expected = total.div_ceil(PAGE_SIZE).max(1) as u32;
+        let mut fate = if total > size { Fate::Malformed } else { Fate::Copied };
+        // The chain's length decides where the next one starts, so it is read before anything is judged.
+        let mut parts = [TxRequest::default(); 16];
+        let mut slots = 0;
+        loop {
+            if slots >= available {
+                return Err(Fatal::Unfinished);
+            }
+            let part: TxRequest = if slots == 0 { first } else { self.ring.peek(slots) };
+            match parts.get_mut(slots as usize) {
+                Some(slot) => *slot = part,
+                None => fate = Fate::Malformed,
+            }
+            slots += 1;
+            if part.flags & tx_flags::EXTRA_INFO != 0 {
+                fate = Fate::Malformed;
+            }
+            if part.flags & tx_flags::MORE_DATA == 0 {
+                break;
+            }
+        }
+        if slots != expected {
+            fate = Fate::Malformed;
+        }
+        let mut left = total;
+        let parts = &mut parts[..(slots as usize).min(16)];
+        for (i, part) in parts.iter_mut().enumerate() {
+            let len = left.min(PAGE_SIZE);
+            if part.offset != 0 || (i > 0 && usize::from(part.size) != len) {
+                fate = Fate::Malformed;
+            }
+            part.size = len as u16;
+            left -= len;
+        }
+        let mut chain = Chain {
+            start: 0,
+            len: 0,
+            first_op: ops.len() as u32,
+            ops: 0,
+            slots: slots as u16,
+            meta: Meta::default(),
+            fate,
+        };
+        if fate == Fate::Copied {
+            if ops.capacity() - ops.len() < parts.len() {
+                return Ok(None);
+            }
+            // At a page's start, so that every slot's page is one copy.
+            scratch.used = scratch.used.next_multiple_of(PAGE_SIZE);
+            let Some(start) = scratch.place(total) else { return Ok(None) };
+            chain.start = start as u32;
+            chain.len = total as u32;
+            chain.ops = parts.len() as u16;
+            let mut local = start as u32;
+            for part in parts {
+                ops.push(copy(self.domain, part, local));
+                local += u32::from(part.size);
+            }
+        }
+        self.note_answers(slots, 0, first.id);
+        self.chains.push(chain);
+        Ok(Some(slots))
+    }
+
+    /// Notes what is to be answered to `slots` requests, of which `extras` after the first are none.
+    fn note_answers(&mut self, slots: u32, extras: u32, first_id: u16) {
+        self.answers.push(Answer::Request(first_id));
+        for ahead in 1..slots {
+            self.answers.push(if ahead <= extras {
+                Answer::Extra
+            } else {
+                Answer::Request(self.ring.peek::<TxRequest>(ahead).id)
+            });
+        }
+    }
+
+    /// Hands over the frames of the batch that was just copied, in order.
+    pub fn deliver(
+        &mut self,
+        scratch: &[u8],
+        ops: &[CopyOp],
+        manifest: &mut Manifest,
+        counters: &mut Counters,
+        mut each: impl FnMut(&[u8], Meta, &mut Counters),
+    ) {
+        let mut answers = self.answers.iter();
+        let mut last_op = self.first_op;
+        for chain in &self.chains {
+            let first_op = chain.first_op as usize;
+            let done = &ops[first_op..first_op + usize::from(chain.ops)];
+            last_op = first_op + done.len();
+            let bytes = &scratch[chain.start as usize..(chain.start + chain.len) as usize];
+            let mut answer = status::OKAY;
+            match chain.fate {
+                Fate::Copied if done.iter().any(|op| op.status != GNTST_OKAY) => {
+                    counters.drops.unreadable += 1;
+                    counters.guest_errors += 1;
+                    answer = status::ERROR;
+                }
+                Fate::Copied => {
+                    counters.tx.grant_ops += done.len() as u64;
+                    counters.tx.copied_bytes += u64::from(chain.len);
+                    if self.format == Format::Plain {
+                        counters.tx.packets += 1;
+                        counters.tx.bytes += bytes.len() as u64;
+                        each(bytes, chain.meta, counters);
+                    } else if manifest.read(bytes).is_ok() {
+                        counters.tx.containers += 1;
+                        counters.tx.packets += manifest.packets().len() as u64;
+                        for packet in manifest.packets() {
+                            counters.tx.bytes += u64::from(packet.len);
+                            each(&bytes[packet.range()], packet.meta, counters);
+                        }
+                    } else {
+                        counters.drops.malformed += 1;
+                        counters.guest_errors += 1;
+                        answer = status::ERROR;
+                    }
+                }
+                Fate::Malformed => {
+                    counters.drops.malformed += 1;
+                    counters.guest_errors += 1;
+                    answer = status::ERROR;
+                }
+                Fate::Empty => {}
+            }
+            counters.tx.slots += u64::from(chain.slots);
+            for noted in answers.by_ref().take(usize::from(chain.slots)) {
+                let response = match *noted {
+                    Answer::Request(id) => TxResponse { id, status: answer },
+                    Answer::Extra => TxResponse { id: 0, status: status::NULL },
+                };
+                // As many answers were noted as requests were taken.
+                let _ = self.ring.respond(response);
+            }
+        }
+        counters.hypercalls += hypercalls(&(self.first_op..last_op));
+        self.chains.clear();
+        self.answers.clear();
+    }
+
+    /// Returns whether chains were taken and not delivered yet.
+    pub fn has_chains(&self) -> bool {
+        !self.chains.is_empty()
+    }
+
+    /// Publishes the answers. Returns whether the guest is to be notified.
+    pub fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    /// Asks to be told of the next request. Returns whether there is one already.
+    pub fn rearm(&mut self) -> bool {
+        self.ring.rearm()
+    }
+}
+
+fn copy(domain: DomainId, part: &TxRequest, local: u32) -> CopyOp {
+    CopyOp { local, grant: GrantRef(part.gref), domain, offset: part.offset, len: part.size, status: 0 }
+}
+
+fn checksum_of(flags: u16) -> Checksum {
+    if flags & tx_flags::CSUM_BLANK != 0 {
+        Checksum::Blank
+    } else if flags & tx_flags::DATA_VALIDATED != 0 {
+        Checksum::Valid
+    } else {
+        Checksum::Unverified
+    }
+}
+
+/// Judges the sizes of a frame's slots (XSA-423 and its kin), and turns the first slot's size from that of
+/// the frame into its own.
+fn sizes_make_sense(parts: &mut [TxRequest], total: usize) -> bool {
+    let rest: usize = parts[1..].iter().map(|p| usize::from(p.size)).sum();
+    if total < MIN_PACKET_BYTES || rest >= total {
+        return false;
+    }
+    parts[0].size = (total - rest) as u16;
+    parts.iter().all(|p| p.size > 0 && usize::from(p.offset) + usize::from(p.size) <= PAGE_SIZE)
+}

@@ -1,0 +1,632 @@
+//! The data path's loop body: one pass over everything that has work, bounded, without allocating.
+//!
+//! A pass takes what guests sent, then what came in from uplinks, then lets the generator write, and last
+//! hands over what is ready, with one batch of grant copies for all guests together and one event for each.
+//! It tells its caller when the next pass is due. It knows no xenstore, and neither waits nor makes threads.
+
+use std::os::fd::BorrowedFd;
+use std::sync::mpsc::Sender;
+
+use drayage_wire::container::{Manifest, Meta};
+use drayage_wire::ring::SharedWords;
+use serde::{Deserialize, Serialize};
+
+use crate::aggregate::REGION_BYTES;
+use crate::clock::Clock;
+use crate::fabric::{Fabric, Forwarded, Kind, Port, UplinkCounters, region_start};
+use crate::port::generator::{Generator, Report, Stream};
+use crate::port::sink::{Sink, SinkCounters};
+use crate::port::{Batch, Uplink};
+use crate::switch::{PortId, Segment};
+use crate::vif::rx::{Rx, Wish};
+use crate::vif::tx::{Left, Scratch, Tx};
+use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Vif};
+use crate::xen::{CopyOp, EventPort, Xen, XenError};
+
+/// Grant copies in one batch, at most.
+pub const BATCH_OPS: usize = 1024;
+/// Private memory for what guests send in one pass.
+const SCRATCH_BYTES: usize = 1 << 20;
+/// Pending ports taken in one pass.
+const EVENTS: usize = 128;
+/// Frames that the generator writes in one pass.
+const GENERATED: u64 = 4096;
+
+/// How the loop trades delay for wake-ups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// After a pass with this many frames or more, the next look at uplinks and at guests that send is put
+    /// off, so that one wake-up serves many packets.
+    pub busy_frames: usize,
+    /// For how long.
+    pub holdoff_us: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { busy_frames: 8, holdoff_us: 100 }
+    }
+}
+
+/// When the next pass is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// At the latest at this time, or when something happens.
+    pub when: Wish,
+    /// Whether uplinks are among the things that may happen.
+    pub uplinks: Uplinks,
+}
+
+/// Whether uplinks wake the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplinks {
+    /// They do.
+    Awaited,
+    /// They are looked at when the time has come.
+    PutOff,
+}
+
+/// What the loop did, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerCounters {
+    /// Passes.
+    pub passes: u64,
+    /// Batches of grant copies.
+    pub copy_batches: u64,
+    /// Grant copies in them.
+    pub copies: u64,
+    /// Times that the loop slept.
+    pub sleeps: u64,
+}
+
+/// Where a generated stream goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To a guest.
+    Guest(PortId),
+    /// Nowhere.
+    Sink,
+}
+
+/// Why an interface could not be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The guest's details are wrong.
+    #[error(transparent)]
+    Xen(#[from] XenError),
+    /// There are too many.
+    #[error("no room for another interface: {} are served already", crate::fabric::MAX_GUESTS)]
+    NoRoom,
+}
+
+struct Running {
+    generator: Generator,
+    target: Target,
+    sink: Option<Sink>,
+    done: Sender<(Report, Option<SinkCounters>)>,
+}
+
+/// The data path.
+pub struct Worker<X: Xen, C> {
+    xen: X,
+    clock: C,
+    settings: Settings,
+    fabric: Fabric<X::Page>,
+    scratch: Scratch,
+    batch: Batch,
+    manifest: Box<Manifest>,
+    tx_ops: Vec<CopyOp>,
+    rx_ops: Vec<CopyOp>,
+    owners: Vec<Option<PortId>>,
+    pending: Vec<EventPort>,
+    put_off_until_ns: u64,
+    stream: Option<Running>,
+    faults: Vec<(PortId, Fault)>,
+    counters: WorkerCounters,
+}
+
+impl<X: Xen, C: Clock> Worker<X, C> {
+    /// Makes a worker without ports.
+    pub fn new(xen: X, clock: C, settings: Settings) -> Self {
+        Self {
+            xen,
+            clock,
+            settings,
+            fabric: Fabric::new(),
+            scratch: Scratch::new(SCRATCH_BYTES),
+            batch: Batch::new(),
+            manifest: Box::new(Manifest::new()),
+            tx_ops: Vec::with_capacity(BATCH_OPS),
+            rx_ops: Vec::with_capacity(BATCH_OPS),
+            owners: Vec::new(),
+            pending: vec![EventPort(0); EVENTS],
+            put_off_until_ns: 0,
+            stream: None,
+            faults: Vec::with_capacity(crate::fabric::MAX_GUESTS),
+            counters: WorkerCounters::default(),
+        }
+    }
+
+    /// Returns the hypervisor.
+    pub fn xen(&self) -> &X {
+        &self.xen
+    }
+
+    /// Returns the clock's time.
+    pub fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
+    /// Returns what the loop did.
+    pub fn worker_counters(&self) -> WorkerCounters {
+        self.counters
+    }
+
+    /// Counts a sleep, for whoever waits on the worker's behalf.
+    pub fn note_sleep(&mut self) {
+        self.counters.sleeps += 1;
+    }
+
+    /// Adds an uplink to a segment. `None` when there are too many ports.
+    pub fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
+        let id = self.fabric.vacancy()?;
+        let kind = Kind::Uplink { link, counters: UplinkCounters::default() };
+        self.fabric.ports[usize::from(id.0)] = Some(Port { segment, kind });
+        Some(id)
+    }
+
+    /// Takes an uplink out, and closes it.
+    pub fn remove_uplink(&mut self, id: PortId) {
+        if let Some(Port { kind: Kind::Uplink { .. }, .. }) = self.fabric.port_mut(id) {
+            self.fabric.ports[usize::from(id.0)] = None;
+            self.fabric.switch.forget(id);
+        }
+    }
+
+    /// Returns the descriptors of all uplinks that have one.
+    pub fn uplink_descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.fabric.ports.iter().flatten().filter_map(|port| match &port.kind {
+            Kind::Uplink { link, .. } => link.descriptor(),
+            Kind::Guest { .. } => None,
+        })
+    }
+
+    /// Returns an uplink's counters.
+    pub fn uplink_counters(&self, id: PortId) -> Option<UplinkCounters> {
+        match &self.fabric.ports.get(usize::from(id.0))?.as_ref()?.kind {
+            Kind::Uplink { counters, .. } => Some(*counters),
+            Kind::Guest { .. } => None,
+        }
+    }
+
+    /// Maps a frontend's rings, binds its event channels, and serves it.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; nothing is then kept.
+    pub fn connect(&mut self, segment: Segment, connection: &Connection) -> Result<PortId, ConnectError> {
+        let id = self.fabric.vacancy().ok_or(ConnectError::NoRoom)?;
+        let domain = connection.domain;
+        let tx_page = self.xen.map(domain, connection.tx_ring)?;
+        let rx_page = self.xen.map(domain, connection.rx_ring)?;
+        let events = self.bind(connection)?;
+        let Some(region) = self.fabric.take_region() else {
+            self.unbind(events);
+            return Err(ConnectError::NoRoom);
+        };
+        let (format, accepts) = (connection.rx_format, connection.accepts);
+        let vif = Vif {
+            domain,
+            tx: Tx::new(tx_page, domain, connection.tx_format),
+            rx: Rx::new(rx_page, domain, format, accepts, connection.policy, REGION_BYTES),
+            events,
+            counters: Counters::default(),
+            // Whatever the frontend did before we were bound made no event that we saw.
+            tx_ready: true,
+            tx_drained: false,
+            woken: false,
+            notify_tx: false,
+            notify_rx: false,
+            fault: None,
+        };
+        for port in [events.tx, events.rx] {
+            let at = port.0 as usize;
+            if self.owners.len() <= at {
+                self.owners.resize(at + 1, None);
+            }
+            self.owners[at] = Some(id);
+        }
+        let kind = Kind::Guest { vif: Box::new(vif), region };
+        self.fabric.ports[usize::from(id.0)] = Some(Port { segment, kind });
+        self.fabric.pin(id, segment, connection.mac);
+        Ok(id)
+    }
+
+    fn bind(&mut self, connection: &Connection) -> Result<LocalEvents, XenError> {
+        let domain = connection.domain;
+        match connection.events {
+            RemoteEvents::Shared(remote) => {
+                let port = self.xen.bind(domain, remote)?;
+                Ok(LocalEvents { tx: port, rx: port })
+            }
+            RemoteEvents::Split { tx, rx } => {
+                let tx = self.xen.bind(domain, tx)?;
+                match self.xen.bind(domain, rx) {
+                    Ok(rx) => Ok(LocalEvents { tx, rx }),
+                    Err(error) => {
+                        self.xen.unbind(tx);
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    fn unbind(&mut self, events: LocalEvents) {
+        self.xen.unbind(events.tx);
+        if events.rx != events.tx {
+            self.xen.unbind(events.rx);
+        }
+    }
+
+    /// Stops serving an interface, and gives back all that is the guest's. Returns its counters.
+    pub fn disconnect(&mut self, id: PortId) -> Option<Counters> {
+        let slot = self.fabric.ports.get_mut(usize::from(id.0))?;
+        if !matches!(slot, Some(Port { kind: Kind::Guest { .. }, .. })) {
+            return None;
+        }
+        let Some(Port { kind: Kind::Guest { vif, region }, .. }) = slot.take() else { return None };
+        for port in [vif.events.tx, vif.events.rx] {
+            if let Some(owner) = self.owners.get_mut(port.0 as usize) {
+                *owner = None;
+            }
+        }
+        self.unbind(vif.events);
+        self.fabric.switch.forget(id);
+        self.fabric.give_region(region);
+        if self.stream.as_ref().is_some_and(|s| s.target == Target::Guest(id)) {
+            self.end_stream(true);
+        }
+        Some(vif.counters)
+    }
+
+    /// Returns an interface's counters.
+    pub fn counters(&self, id: PortId) -> Option<Counters> {
+        self.fabric.counters(id)
+    }
+
+    /// Returns the interfaces that broke the protocol since this was last asked. They are not served any
+    /// more, and are to be disconnected.
+    pub fn take_faults(&mut self) -> Vec<(PortId, Fault)> {
+        if self.faults.is_empty() { Vec::new() } else { self.faults.drain(..).collect() }
+    }
+
+    /// Starts a generated stream. `done` gets its report. Returns whether there was none already.
+    pub fn start_stream(
+        &mut self,
+        stream: &Stream,
+        target: Target,
+        done: Sender<(Report, Option<SinkCounters>)>,
+    ) -> bool {
+        if self.stream.is_some() {
+            return false;
+        }
+        let sink = (target == Target::Sink).then(Sink::new);
+        self.stream = Some(Running { generator: Generator::new(stream), target, sink, done });
+        true
+    }
+
+    fn end_stream(&mut self, cut_short: bool) {
+        if let Some(running) = self.stream.take() {
+            let report = Report { cut_short, ..running.generator.report };
+            // Nobody is left to be told if the asker went away.
+            let _ = running.done.send((report, running.sink.map(|s| s.counters)));
+        }
+    }
+
+    /// Does what there is to do, in bounds, and says when to come back.
+    pub fn pass(&mut self) -> Next {
+        self.counters.passes += 1;
+        let now_ns = self.clock.now_ns();
+        let events = self.take_events();
+        let mut busy = 0;
+        let mut again = false;
+        if now_ns >= self.put_off_until_ns {
+            let (frames, left) = self.take_from_guests(now_ns);
+            busy += frames;
+            again |= left == Left::Some;
+            let (frames, left) = self.take_from_uplinks(now_ns);
+            busy += frames;
+            again |= left == Left::Some;
+        }
+        let mut stream = self.generate(now_ns);
+        let handed = self.hand_over(now_ns);
+        if stream == Wish::Event && self.stream_has_room() {
+            stream = Wish::Now;
+        }
+        self.notify();
+        if events > 0 {
+            self.xen.unmask(&self.pending[..events]);
+        }
+        if busy >= self.settings.busy_frames && !again {
+            self.put_off_until_ns = now_ns + u64::from(self.settings.holdoff_us) * 1000;
+        }
+        let mut when = earlier(stream, handed);
+        if again || events == EVENTS {
+            when = Wish::Now;
+        }
+        let mut uplinks = Uplinks::Awaited;
+        if self.put_off_until_ns > now_ns {
+            when = earlier(when, Wish::At(self.put_off_until_ns));
+            uplinks = Uplinks::PutOff;
+        }
+        Next { when, uplinks }
+    }
+
+    fn take_events(&mut self) -> usize {
+        let taken = self.xen.take_pending(&mut self.pending);
+        for port in &self.pending[..taken] {
+            let Some(Some(id)) = self.owners.get(port.0 as usize).copied() else { continue };
+            if let Some((vif, _)) = self.fabric.vif_mut(id) {
+                vif.counters.events_in += 1;
+                vif.woken = true;
+                if *port == vif.events.tx {
+                    vif.tx_ready = true;
+                }
+            }
+        }
+        taken
+    }
+
+    /// Reads TX rings and forwards what is in them.
+    fn take_from_guests(&mut self, now_ns: u64) -> (usize, Left) {
+        self.scratch.clear();
+        self.tx_ops.clear();
+        let mut left = Left::Nothing;
+        let mut any = false;
+        for at in 0..self.fabric.ports.len() {
+            let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at] else {
+                continue;
+            };
+            if !vif.tx_ready || vif.fault.is_some() {
+                continue;
+            }
+            any = true;
+            match vif.tx.gather(&mut self.scratch, &mut self.tx_ops) {
+                Ok(Left::Nothing) => {
+                    vif.tx_ready = false;
+                    vif.tx_drained = true;
+                }
+                Ok(Left::Some) => left = Left::Some,
+                Err(error) => fail(&mut self.faults, vif, at, error.into()),
+            }
+        }
+        if !any {
+            return (0, left);
+        }
+        if !self.tx_ops.is_empty() {
+            self.counters.copy_batches += 1;
+            self.counters.copies += self.tx_ops.len() as u64;
+            self.xen.copy_from_guests(self.scratch.bytes_mut(), &mut self.tx_ops);
+        }
+        let mut frames = 0;
+        for at in 0..self.fabric.ports.len() {
+            let has_chains = match &self.fabric.ports[at] {
+                Some(Port { kind: Kind::Guest { vif, .. }, .. }) => vif.tx.has_chains(),
+                _ => false,
+            };
+            if !has_chains {
+                continue;
+            }
+            // The sender is out of the list while its frames are handed to others.
+            let Some(mut port) = self.fabric.ports[at].take() else { continue };
+            if let Kind::Guest { vif, .. } = &mut port.kind {
+                let id = PortId(at as u16);
+                let fabric = &mut self.fabric;
+                let segment = port.segment;
+                let Vif { tx, counters, .. } = &mut **vif;
+                let scratch = self.scratch.bytes();
+                tx.deliver(scratch, &self.tx_ops, &mut self.manifest, counters, |frame, meta, counters| {
+                    frames += 1;
+                    if fabric.forward(id, segment, now_ns, frame, meta) == Forwarded::Nobody {
+                        counters.drops.no_destination += 1;
+                    }
+                });
+                vif.woken = true;
+                vif.notify_tx |= vif.tx.publish();
+            }
+            self.fabric.ports[at] = Some(port);
+        }
+        // Rings that were emptied are watched again; what came meanwhile is taken in the next pass.
+        for at in 0..self.fabric.ports.len() {
+            if let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at]
+                && std::mem::take(&mut vif.tx_drained)
+                && vif.fault.is_none()
+            {
+                if frames >= self.settings.busy_frames {
+                    // A busy sender is looked at again when the time has come, and need not say so.
+                    vif.tx_ready = true;
+                } else if vif.tx.rearm() {
+                    vif.tx_ready = true;
+                    left = Left::Some;
+                }
+            }
+        }
+        (frames, left)
+    }
+
+    /// Reads uplinks and forwards what came in.
+    fn take_from_uplinks(&mut self, now_ns: u64) -> (usize, Left) {
+        let (mut frames, mut left) = (0, Left::Nothing);
+        for at in 0..self.fabric.ports.len() {
+            if !matches!(self.fabric.ports[at], Some(Port { kind: Kind::Uplink { .. }, .. })) {
+                continue;
+            }
+            let Some(mut port) = self.fabric.ports[at].take() else { continue };
+            if let Kind::Uplink { link, counters } = &mut port.kind {
+                self.batch.clear();
+                link.receive(&mut self.batch);
+                if !self.batch.has_room() {
+                    left = Left::Some;
+                }
+                frames += self.batch.len();
+                counters.batches += u64::from(!self.batch.is_empty());
+                for (frame, meta) in self.batch.frames() {
+                    counters.received += 1;
+                    counters.received_bytes += frame.len() as u64;
+                    let id = PortId(at as u16);
+                    if self.fabric.forward(id, port.segment, now_ns, frame, meta) == Forwarded::Nobody {
+                        counters.no_destination += 1;
+                    }
+                }
+            }
+            self.fabric.ports[at] = Some(port);
+        }
+        (frames, left)
+    }
+
+    /// Lets the generator write while there is room.
+    fn generate(&mut self, now_ns: u64) -> Wish {
+        let Some(running) = &mut self.stream else { return Wish::Event };
+        let due = running.generator.due(now_ns).min(GENERATED);
+        let len = running.generator.frame_bytes();
+        let mut wish = Wish::Now;
+        match (running.target, &mut running.sink) {
+            (Target::Guest(id), _) => {
+                let vif = match self.fabric.ports.get_mut(usize::from(id.0)) {
+                    Some(Some(Port { kind: Kind::Guest { vif, region }, .. })) if vif.fault.is_none() => {
+                        Some((vif, *region))
+                    }
+                    _ => None,
+                };
+                let Some((vif, region)) = vif else {
+                    self.end_stream(true);
+                    return Wish::Event;
+                };
+                let start = region_start(region);
+                let memory = &mut self.fabric.regions.bytes_mut()[start..start + REGION_BYTES];
+                let generator = &mut running.generator;
+                for _ in 0..due {
+                    if !vif.rx.has_room_for(len) {
+                        // The guest's next event is what the stream waits for.
+                        generator.report.stalls += 1;
+                        wish = Wish::Event;
+                        break;
+                    }
+                    let counters = &mut vif.counters;
+                    let pushed = vif.rx.push_with(memory, now_ns, len, Meta::default(), counters, |out| {
+                        generator.write(out);
+                    });
+                    if pushed.is_err() {
+                        self.end_stream(true);
+                        return Wish::Event;
+                    }
+                    generator.advance(now_ns);
+                }
+            }
+            (Target::Sink, Some(sink)) => {
+                for _ in 0..due {
+                    let generator = &running.generator;
+                    sink.push_with(now_ns, len, |out| generator.write(out));
+                    running.generator.advance(now_ns);
+                }
+            }
+            (Target::Sink, None) => {}
+        }
+        if running.generator.is_done() {
+            self.end_stream(false);
+            return Wish::Event;
+        }
+        match running.generator.next_due_ns() {
+            Some(next_ns) if wish == Wish::Now => Wish::At(next_ns),
+            _ => wish,
+        }
+    }
+
+    /// Returns whether there is a stream that waited for room, and now has some.
+    fn stream_has_room(&self) -> bool {
+        let Some(Running { target: Target::Guest(id), generator, .. }) = &self.stream else { return false };
+        match self.fabric.ports.get(usize::from(id.0)) {
+            Some(Some(Port { kind: Kind::Guest { vif, .. }, .. })) => {
+                vif.fault.is_some() || vif.rx.has_room_for(generator.frame_bytes())
+            }
+            _ => true,
+        }
+    }
+
+    /// Copies what is ready into the guests' pages and answers their requests.
+    fn hand_over(&mut self, now_ns: u64) -> Wish {
+        self.rx_ops.clear();
+        let mut wish = Wish::Event;
+        let mut any = false;
+        for at in 0..self.fabric.ports.len() {
+            let Some(Port { kind: Kind::Guest { vif, region }, .. }) = &mut self.fabric.ports[at] else {
+                continue;
+            };
+            if vif.fault.is_some() || vif.rx.is_idle() {
+                continue;
+            }
+            any = true;
+            let start = region_start(*region);
+            let memory = &mut self.fabric.regions.bytes_mut()[start..start + REGION_BYTES];
+            match vif.rx.fill_batch(memory, start, now_ns, &mut self.rx_ops) {
+                Ok(this) => wish = earlier(wish, this),
+                Err(error) => fail(&mut self.faults, vif, at, error.into()),
+            }
+        }
+        if !any {
+            return wish;
+        }
+        if !self.rx_ops.is_empty() {
+            self.counters.copy_batches += 1;
+            self.counters.copies += self.rx_ops.len() as u64;
+            self.xen.copy_to_guests(self.fabric.regions.bytes(), &mut self.rx_ops);
+        }
+        for port in self.fabric.ports.iter_mut().flatten() {
+            if let Kind::Guest { vif, .. } = &mut port.kind
+                && vif.fault.is_none()
+            {
+                let Vif { rx, counters, .. } = &mut **vif;
+                vif.notify_rx |= rx.complete(&self.rx_ops, now_ns, counters);
+            }
+        }
+        wish
+    }
+
+    /// Sends the events of this pass: one for each channel at most.
+    fn notify(&mut self) {
+        for port in self.fabric.ports.iter_mut().flatten() {
+            let Kind::Guest { vif, .. } = &mut port.kind else { continue };
+            vif.counters.wakeups += u64::from(std::mem::take(&mut vif.woken));
+            let (tx, rx) = (std::mem::take(&mut vif.notify_tx), std::mem::take(&mut vif.notify_rx));
+            let shared = vif.events.tx == vif.events.rx;
+            if tx || (rx && shared) {
+                self.xen.notify(vif.events.tx);
+                vif.counters.events_out += 1;
+                vif.counters.hypercalls += 1;
+            }
+            if rx && !shared {
+                self.xen.notify(vif.events.rx);
+                vif.counters.events_out += 1;
+                vif.counters.hypercalls += 1;
+            }
+        }
+    }
+}
+
+fn fail<P: SharedWords>(faults: &mut Vec<(PortId, Fault)>, vif: &mut Vif<P>, at: usize, fault: Fault) {
+    vif.counters.guest_errors += 1;
+    vif.fault = Some(fault);
+    vif.tx_ready = false;
+    // One for each interface at most, for which there is room.
+    faults.push((PortId(at as u16), fault));
+}
+
+fn earlier(a: Wish, b: Wish) -> Wish {
+    match (a, b) {
+        (Wish::Now, _) | (_, Wish::Now) => Wish::Now,
+        (Wish::At(a), Wish::At(b)) => Wish::At(a.min(b)),
+        (Wish::At(at), Wish::Event) | (Wish::Event, Wish::At(at)) => Wish::At(at),
+        (Wish::Event, Wish::Event) => Wish::Event,
+    }
+}

@@ -1,0 +1,231 @@
+//! `/dev/xen/gntdev`: mapping granted pages and copying to and from them.
+//!
+//! Numbers and layouts are those of Linux' `include/uapi/xen/gntdev.h` (`/usr/include/xen/gntdev.h`), pinned
+//! by assertions here and compared with the header by a test.
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use drayage_shared::SharedPage;
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::ring::SharedWords;
+
+use super::{CopyOp, DomainId, GNTST_GENERAL_ERROR, GrantRef, in_bounds};
+
+/// The device file.
+pub(super) const PATH: &str = "/dev/xen/gntdev";
+
+/// `_IOC(_IOC_NONE, 'G', nr, size)`.
+const fn ioc(nr: u64, size: usize) -> u64 {
+    ((size as u64) << 16) | ((b'G' as u64) << 8) | nr
+}
+
+#[repr(C)]
+struct MapGrantRef {
+    count: u32,
+    pad: u32,
+    index: u64,
+    domain: u32,
+    grant: u32,
+}
+
+#[repr(C)]
+struct UnmapGrantRef {
+    index: u64,
+    count: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Foreign {
+    grant: u32,
+    offset: u16,
+    domain: u16,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+union End {
+    local: *mut u8,
+    foreign: Foreign,
+}
+
+/// `struct gntdev_grant_copy_segment`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Segment {
+    source: End,
+    dest: End,
+    len: u16,
+    flags: u16,
+    status: i16,
+}
+
+#[repr(C)]
+struct GrantCopy {
+    count: u32,
+    segments: *mut Segment,
+}
+
+/// `IOCTL_GNTDEV_MAP_GRANT_REF`.
+pub const MAP_GRANT_REF: u64 = ioc(0, size_of::<MapGrantRef>());
+/// `IOCTL_GNTDEV_UNMAP_GRANT_REF`.
+pub const UNMAP_GRANT_REF: u64 = ioc(1, size_of::<UnmapGrantRef>());
+/// `IOCTL_GNTDEV_GRANT_COPY`.
+pub const GRANT_COPY: u64 = ioc(8, size_of::<GrantCopy>());
+/// `GNTCOPY_source_gref` (`xen/include/public/grant_table.h`).
+const SOURCE_GREF: u16 = 1 << 0;
+/// `GNTCOPY_dest_gref`.
+const DEST_GREF: u16 = 1 << 1;
+
+const _: () = {
+    assert!(size_of::<MapGrantRef>() == 24);
+    assert!(size_of::<UnmapGrantRef>() == 16);
+    assert!(size_of::<Segment>() == 24);
+    assert!(size_of::<GrantCopy>() == 16);
+};
+
+/// The open device, and room for the segments of a batch.
+#[derive(Debug)]
+pub(super) struct Gntdev {
+    file: Arc<File>,
+    segments: Segments,
+}
+
+/// The array that the kernel reads. Its pointers are only valid during the call that filled it.
+struct Segments(Vec<Segment>);
+
+// SAFETY: between calls the pointers in the array are never followed.
+unsafe impl Send for Segments {}
+
+impl std::fmt::Debug for Segments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segments").field("capacity", &self.0.capacity()).finish()
+    }
+}
+
+/// Which way a batch goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToGuests,
+    FromGuests,
+}
+
+impl Gntdev {
+    pub(super) fn open(batch: usize) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(PATH)?;
+        Ok(Self { file: Arc::new(file), segments: Segments(Vec::with_capacity(batch)) })
+    }
+
+    pub(super) fn map(&self, domain: DomainId, grant: GrantRef) -> io::Result<MappedPage> {
+        let mut request =
+            MapGrantRef { count: 1, pad: 0, index: 0, domain: u32::from(domain.0), grant: grant.0 };
+        // SAFETY: the request is a live `struct ioctl_gntdev_map_grant_ref` for one reference.
+        let rc = unsafe { libc::ioctl(self.file.as_raw_fd(), MAP_GRANT_REF as _, &raw mut request) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut page = MappedPage { file: self.file.clone(), index: request.index, at: None };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let offset = request.index as libc::off_t;
+        // SAFETY: a mapping at an address of the kernel's choice replaces nothing.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), PAGE_SIZE, prot, libc::MAP_SHARED, self.file.as_raw_fd(), offset)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let at = NonNull::new(at.cast::<u8>()).ok_or(io::ErrorKind::InvalidData)?;
+        // SAFETY: the page was just mapped, page-aligned, for reading and writing; it stays so until `drop`,
+        // which drops this value with it, and nothing else knows the address.
+        page.at = Some((at, unsafe { SharedPage::new(at) }));
+        Ok(page)
+    }
+
+    pub(super) fn copy_to(&mut self, local: &[u8], ops: &mut [CopyOp]) {
+        // The kernel only reads through this pointer: the local end is each segment's source.
+        self.copy(local.as_ptr().cast_mut(), local.len(), ops, Way::ToGuests);
+    }
+
+    pub(super) fn copy_from(&mut self, local: &mut [u8], ops: &mut [CopyOp]) {
+        self.copy(local.as_mut_ptr(), local.len(), ops, Way::FromGuests);
+    }
+
+    fn copy(&mut self, local: *mut u8, local_len: usize, ops: &mut [CopyOp], way: Way) {
+        let segments = &mut self.segments.0;
+        segments.clear();
+        for op in &mut *ops {
+            // An operation out of bounds would be this program's own mistake: it becomes an empty one.
+            let ok = in_bounds(op, local_len);
+            op.status = if ok { 0 } else { GNTST_GENERAL_ERROR };
+            let (at, len) = if ok { (op.local as usize, op.len) } else { (0, 0) };
+            let inside = End { local: local.wrapping_add(at) };
+            let foreign =
+                End { foreign: Foreign { grant: op.grant.0, offset: op.offset, domain: op.domain.0 } };
+            segments.push(match way {
+                Way::ToGuests => Segment { source: inside, dest: foreign, len, flags: DEST_GREF, status: 0 },
+                Way::FromGuests => {
+                    Segment { source: foreign, dest: inside, len, flags: SOURCE_GREF, status: 0 }
+                }
+            });
+        }
+        let mut request = GrantCopy { count: segments.len() as u32, segments: segments.as_mut_ptr() };
+        // SAFETY: the array has `count` initialised segments and outlives the call. Every local end lies
+        // within `local_len` bytes at `local`, borrowed by the caller for the call: shared where the kernel
+        // reads (`copy_to`), exclusively where it writes (`copy_from`).
+        let rc = unsafe { libc::ioctl(self.file.as_raw_fd(), GRANT_COPY as _, &raw mut request) };
+        for (op, segment) in ops.iter_mut().zip(&*segments) {
+            if rc != 0 {
+                op.status = GNTST_GENERAL_ERROR;
+            } else if op.status == 0 {
+                op.status = segment.status;
+            }
+        }
+    }
+}
+
+/// A page of another domain, mapped until it is dropped.
+#[derive(Debug)]
+pub struct MappedPage {
+    file: Arc<File>,
+    index: u64,
+    at: Option<(NonNull<u8>, SharedPage)>,
+}
+
+// SAFETY: the address is only used through `SharedPage`, which may be used from whichever thread owns it.
+unsafe impl Send for MappedPage {}
+
+impl SharedWords for MappedPage {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        self.at.as_ref().map_or(0, |(_, page)| page.load(word, order))
+    }
+
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        if let Some((_, page)) = &self.at {
+            page.store(word, value, order);
+        }
+    }
+
+    fn full_fence(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+impl Drop for MappedPage {
+    fn drop(&mut self) {
+        if let Some((at, _page)) = self.at.take() {
+            // SAFETY: the range is the one that `map` mapped, and its only user was just taken.
+            unsafe { libc::munmap(at.as_ptr().cast(), PAGE_SIZE) };
+        }
+        let mut request = UnmapGrantRef { index: self.index, count: 1, pad: 0 };
+        // SAFETY: the request is a live `struct ioctl_gntdev_unmap_grant_ref`. Nothing can be done about an
+        // error: the kernel then keeps the page until the file is closed.
+        unsafe { libc::ioctl(self.file.as_raw_fd(), UNMAP_GRANT_REF as _, &raw mut request) };
+    }
+}

@@ -1,0 +1,131 @@
+//! What the data path asks of the hypervisor: grant copies in batches, mapped ring pages, event channels.
+//!
+//! It knows no ring, no packet and no xenstore. [`Linux`] is the implementation over Linux' device files;
+//! memxen has one in memory, for tests.
+
+pub mod evtchn;
+pub mod gntdev;
+mod linux;
+
+use std::os::fd::BorrowedFd;
+
+use drayage_wire::ring::SharedWords;
+
+pub use linux::{Linux, OpenError};
+
+/// A domain's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId(pub u16);
+
+impl std::fmt::Display for DomainId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An entry of another domain's grant table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct GrantRef(pub u32);
+
+/// An event channel's number in its own domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventPort(pub u32);
+
+/// The status of a grant operation that was done (`GNTST_okay`).
+pub const GNTST_OKAY: i16 = 0;
+/// The status of a grant operation that was not even tried, because the whole batch failed
+/// (`GNTST_general_error`).
+pub const GNTST_GENERAL_ERROR: i16 = -1;
+
+/// Copies that Linux hands to Xen in one hypercall (`GNTDEV_COPY_BATCH` in `drivers/xen/gntdev.c`).
+pub const COPIES_PER_HYPERCALL: u64 = 16;
+
+/// A copy between private memory and a page that another domain granted. Which way it goes is said by the
+/// batch that it is in.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyOp {
+    /// Where the bytes are in the batch's private memory.
+    pub local: u32,
+    /// The granted page.
+    pub grant: GrantRef,
+    /// Who granted it.
+    pub domain: DomainId,
+    /// Where in the page, in bytes.
+    pub offset: u16,
+    /// How many bytes.
+    pub len: u16,
+    /// What came of it: [`GNTST_OKAY`], or another `GNTST_*`.
+    pub status: i16,
+}
+
+/// Why a page could not be mapped or an event channel not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum XenError {
+    /// The grant reference is not one that the domain gave us.
+    #[error("mapping grant {grant} of domain {domain}: {source}")]
+    Map {
+        /// The domain.
+        domain: u16,
+        /// The grant.
+        grant: u32,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The event channel is not one that waits for us.
+    #[error("binding event channel {port} of domain {domain}: {source}")]
+    Bind {
+        /// The domain.
+        domain: u16,
+        /// The port.
+        port: u32,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A hypervisor, as a backend's data path uses it.
+pub trait Xen {
+    /// A mapped page of another domain, which is unmapped when it is dropped.
+    type Page: SharedWords;
+
+    /// Maps a granted page for reading and writing.
+    ///
+    /// # Errors
+    /// [`XenError::Map`].
+    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Self::Page, XenError>;
+
+    /// Binds to another domain's event channel. The new port is pending at once.
+    ///
+    /// # Errors
+    /// [`XenError::Bind`].
+    fn bind(&mut self, domain: DomainId, remote: EventPort) -> Result<EventPort, XenError>;
+
+    /// Closes a port.
+    fn unbind(&mut self, port: EventPort);
+
+    /// Sends an event to the other end.
+    fn notify(&mut self, port: EventPort);
+
+    /// Takes pending ports, at most as many as `into` has room for, and returns how many. Each stays masked
+    /// until [`unmask`](Self::unmask).
+    fn take_pending(&mut self, into: &mut [EventPort]) -> usize;
+
+    /// Lets ports become pending again. Events that came while they were masked are not lost.
+    fn unmask(&mut self, ports: &[EventPort]);
+
+    /// Copies from `local` into granted pages. Every operation gets a status of its own.
+    fn copy_to_guests(&mut self, local: &[u8], ops: &mut [CopyOp]);
+
+    /// Copies from granted pages into `local`. Every operation gets a status of its own.
+    fn copy_from_guests(&mut self, local: &mut [u8], ops: &mut [CopyOp]);
+
+    /// Returns the descriptor that is readable while a port is pending, if there is one.
+    fn event_descriptor(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Returns whether an operation stays inside its local memory and its page.
+fn in_bounds(op: &CopyOp, local_len: usize) -> bool {
+    let local_end = u64::from(op.local) + u64::from(op.len);
+    let page_end = usize::from(op.offset) + usize::from(op.len);
+    local_end <= local_len as u64 && page_end <= drayage_wire::PAGE_SIZE
+}
