@@ -48,7 +48,7 @@ pub struct XenMachine<'a> {
 /// and output.
 pub fn xen_command(emulator: &Emulator, machine: &XenMachine) -> Command {
     let mut command = base(emulator);
-    let xen_line = "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=all \
+    let xen_line = "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=warning \
                     dom0_mem=1024M,max:1024M dom0_max_vcpus=1 dom0_vcpus_pin";
     let dom0_line = "console=hvc0 loglevel=4 rdinit=/init panic=-1";
     command
