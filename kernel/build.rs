@@ -19,7 +19,9 @@ fn main() {
     ];
     // On the bare target rustc calls the linker itself; elsewhere a C compiler stands in between.
     let bare = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none");
-    if !bare {
+    if bare {
+        println!("cargo:rustc-link-arg-bin=drayage-guest=--no-pie");
+    } else {
         for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {
             println!("cargo:rustc-link-arg-bin=drayage-guest={argument}");
         }

@@ -1,6 +1,6 @@
 //! Panics and exceptions: a report on the console, then a crash shutdown. Nothing is ever resumed. Under PV the
-//! handlers are Xen's trap table; else an IDT whose every vector has a stack of its own, so that even an
-//! overflown stack is reported. (Under PV there is no second stack: Xen itself ends a guest whose stack has
+//! handlers are Xen's trap table; else an IDT whose vectors are handled on a stack of their own, so that even
+//! an overflown stack is reported. (Under PV there is no second stack: Xen itself ends a guest whose stack has
 //! overflown, and says so in its own log.)
 
 use core::arch::{asm, global_asm};
@@ -21,7 +21,7 @@ use x86_64::structures::tss::TaskStateSegment;
 use crate::console::print_emergency;
 use crate::exit::{Exit, exit, stop};
 use crate::hypercall::{self, ShutdownReason, TrapInfo, XenResult};
-use crate::shared_info;
+use crate::{idle, shared_info};
 
 global_asm!(include_str!("fault.s"), options(att_syntax));
 
@@ -30,9 +30,13 @@ unsafe extern "C" {
     static drayage_fault_stubs_pv: [u64; VECTORS];
     static drayage_fault_stack_top: u8;
     static drayage_stack_guard: u8;
+    static drayage_timer_stub: u8;
+    static drayage_spurious_stub: u8;
 }
 
 const VECTORS: usize = 32;
+/// The exceptions, and the two interrupts of a machine without Xen.
+const GATES: usize = idle::SPURIOUS_VECTOR as usize + 1;
 const PAGE_FAULT: u64 = 14;
 
 const NAMES: [&str; VECTORS] = [
@@ -140,7 +144,7 @@ fn install_pv() -> XenResult<()> {
 fn install_idt() {
     static TSS: Once<TaskStateSegment> = Once::new();
     static GDT: Once<(GlobalDescriptorTable, SegmentSelector, SegmentSelector)> = Once::new();
-    static IDT: Once<[[u64; 2]; VECTORS]> = Once::new();
+    static IDT: Once<[[u64; 2]; GATES]> = Once::new();
 
     let tss = TSS.call_once(|| {
         let mut tss = TaskStateSegment::new();
@@ -164,11 +168,17 @@ fn install_idt() {
     let idt = IDT.call_once(|| {
         // SAFETY: fault.s defines the table of stubs.
         let stubs = unsafe { &drayage_fault_stubs };
-        stubs.map(|stub| gate(stub, *code))
+        let mut gates = [[0; 2]; GATES];
+        gates.iter_mut().zip(stubs).for_each(|(slot, stub)| *slot = gate(*stub, *code));
+        let timer = (&raw const drayage_timer_stub).addr() as u64;
+        gates[usize::from(idle::TIMER_VECTOR)] = gate(timer, *code);
+        let spurious = (&raw const drayage_spurious_stub).addr() as u64;
+        gates[usize::from(idle::SPURIOUS_VECTOR)] = gate(spurious, *code);
+        gates
     });
     let pointer =
         DescriptorTablePointer { limit: (size_of_val(idt) - 1) as u16, base: VirtAddr::from_ptr(idt) };
-    // SAFETY: the table is a static of 32 valid gates.
+    // SAFETY: the table is a static of gates, some valid and the others marked as absent.
     unsafe { lidt(&pointer) };
 }
 

@@ -15,7 +15,7 @@ use crate::hypercall::{self, PhysmapSpace, XenError};
 use crate::memory::pages::Pages;
 use crate::memory::paging::{self, Access};
 use crate::memory::{Frame, MapError, MemorySummary, window};
-use crate::{fault, grants, memory, shared_info, time, toolstack, xenstore};
+use crate::{fault, grants, idle, memory, shared_info, time, toolstack, xenstore};
 
 static BOOT: Once<BootInfo> = Once::new();
 
@@ -52,7 +52,10 @@ pub(crate) fn start(boot: BootInfo) {
     need("exceptions", fault::install(boot.platform));
     need("memory", memory::start(boot));
     match boot.platform {
-        Platform::NoXen => time::calibrate_tsc(),
+        Platform::NoXen => {
+            time::calibrate_tsc();
+            need("timer", idle::start());
+        }
         Platform::XenPv | Platform::XenPvh => need("shared info", map_shared_info(boot)),
     }
     if let Some(channel) = boot.store {

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use drayage_entry::{BootInfo, PAGE_BYTES, Range};
+use drayage_entry::{BootInfo, PAGE_BYTES, Platform, Range};
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
@@ -178,9 +178,11 @@ pub(super) fn protect_image(boot: &BootInfo) -> Result<(), MapError> {
                 let slot = slot(large, 2)?.ok_or(MapError::NotMapped)?;
                 if large < image.end {
                     split(slot, large)?;
-                } else if slot.level == 2 {
-                    // SAFETY: nothing above the image is code.
-                    unsafe { write(slot, large, read(slot.address) | NO_EXECUTE) }?;
+                } else {
+                    let is_used = is_used(boot, Range::new(large, large + LEVEL_BYTES[2]));
+                    let entry = if is_used { read(slot.address) | NO_EXECUTE } else { 0 };
+                    // SAFETY: nothing above the image is code, and nobody uses what is unmapped.
+                    unsafe { write(slot, large, entry) }?;
                 }
             }
             let end = image.end.next_multiple_of(LEVEL_BYTES[2]);
@@ -218,6 +220,16 @@ pub(super) fn protect_image(boot: &BootInfo) -> Result<(), MapError> {
             Ok(())
         }
     }
+}
+
+/// Tells whether there is anything at a range of physical addresses: memory, a shared page, or, without Xen,
+/// devices.
+fn is_used(boot: &BootInfo, range: Range) -> bool {
+    let overlaps = |start: u64, end: u64| start < range.end && end > range.start;
+    let shared = [boot.console, boot.store].into_iter().flatten();
+    boot.platform == Platform::NoXen
+        || boot.ram.iter().any(|ram| overlaps(ram.start, ram.end))
+        || shared.map(|channel| channel.page).any(|page| overlaps(page, page + PAGE_BYTES))
 }
 
 /// Returns what a page's entry should be once the image is protected.
