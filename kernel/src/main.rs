@@ -15,6 +15,7 @@ mod idle;
 mod machine;
 mod memory;
 mod pc;
+mod platform;
 mod serial;
 mod shared_info;
 mod time;
@@ -29,7 +30,7 @@ use drayage_kernel::seed::{Chance, Seed};
 use drayage_kernel::settings::Settings;
 use x86_64::instructions::random::RdRand;
 
-use console::println;
+use console::{Console, println};
 use exit::{Exit, exit};
 
 /// Where the entry code hands over.
@@ -40,10 +41,17 @@ extern "Rust" fn drayage_main(boot: BootInfo) -> ! {
     let seed = gather_seed();
     let ended = match machine::platform() {
         Platform::NoXen => match pc::Pc::find() {
-            Ok(mut pc) => net::run(&mut pc, &settings, seed),
+            Ok(mut pc) => net::run(&mut pc, &mut Console, &settings, seed),
             Err(error) => exit(Exit::Failed(format_args!("{error}"))),
         },
-        Platform::XenPv | Platform::XenPvh => net::run(&mut guest::Guest::new(&settings), &settings, seed),
+        Platform::XenPv | Platform::XenPvh => match guest::Guest::new(&settings) {
+            Ok(mut guest) => {
+                let ended = net::run(&mut guest, &mut Console, &settings, seed);
+                guest.close();
+                ended
+            }
+            Err(error) => exit(Exit::Failed(format_args!("vifs cannot be found: {error}"))),
+        },
     };
     match ended {
         Ended::Asked(Request::Reboot) => exit(Exit::Reboot),

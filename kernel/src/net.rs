@@ -7,10 +7,10 @@ mod io;
 mod link;
 mod nic;
 mod run;
+mod vif;
 mod watch;
 
 pub use io::{Datagram, Net, TcpHandle, Udp, UdpHandle};
-pub use link::{Link, LinkError};
 pub use nic::{Counters, Nic, Rearmed};
 pub use run::{Change, Ended, Machine, run};
 

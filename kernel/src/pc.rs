@@ -1,18 +1,15 @@
 //! The machine without Xen, as the loop sees it: one virtio NIC, no toolstack, a console on the serial port.
 
-use core::fmt;
-
 use drayage_kernel::net::{Change, Machine};
 
-use crate::console::Console;
 use crate::time;
 use crate::virtio::{NicError, VirtioNic};
 
 /// A PC.
 pub(crate) struct Pc {
-    /// The NIC, until the loop has taken it.
-    nic: Option<VirtioNic>,
-    console: Console,
+    nic: VirtioNic,
+    /// What the loop is still to be told: that the NIC is there.
+    news: Option<Change>,
 }
 
 impl Pc {
@@ -21,12 +18,14 @@ impl Pc {
     /// # Errors
     /// There is none that works: there is nothing to do on this machine.
     pub(crate) fn find() -> Result<Self, NicError> {
-        Ok(Self { nic: Some(VirtioNic::find()?), console: Console })
+        Ok(Self { nic: VirtioNic::find()?, news: Some(Change::Up(0)) })
     }
 }
 
 impl Machine for Pc {
     type Nic = VirtioNic;
+
+    const PREFIX: &'static str = "virtio";
 
     fn now_ns(&self) -> u64 {
         time::now_ns()
@@ -36,11 +35,11 @@ impl Machine for Pc {
         time::sleep_until(until_ns, &[]);
     }
 
-    fn next_change(&mut self) -> Option<Change<VirtioNic>> {
-        self.nic.take().map(Change::Attached)
+    fn next_change(&mut self) -> Option<Change> {
+        self.news.take()
     }
 
-    fn console(&mut self) -> &mut dyn fmt::Write {
-        &mut self.console
+    fn nic(&mut self, number: u32) -> Option<&mut VirtioNic> {
+        (number == 0).then_some(&mut self.nic)
     }
 }

@@ -218,14 +218,6 @@ impl Device for VirtioNic {
 }
 
 impl Nic for VirtioNic {
-    fn name(&self) -> &str {
-        "virtio0"
-    }
-
-    fn index(&self) -> usize {
-        0
-    }
-
     fn mac(&self) -> [u8; 6] {
         self.device.0.mac_address()
     }

@@ -23,13 +23,8 @@ fn link_local(mac: EthernetAddress) -> Ipv6Cidr {
     )
 }
 
-/// Gives an interface its static addresses and routers, and starts a DHCP client where one is wanted.
-pub(super) fn set_up(
-    interface: &mut Interface,
-    sockets: &mut SocketSet<'static>,
-    mac: EthernetAddress,
-    addressing: &Addressing,
-) -> Option<SocketHandle> {
+/// Gives a new interface its static addresses and routers.
+pub(super) fn set_up(interface: &mut Interface, mac: EthernetAddress, addressing: &Addressing) {
     interface.update_ip_addrs(|addresses| {
         // The link-local address comes first: smoltcp solicits routers from it. There is room for all: the
         // settings take four, and the stack is built with eight.
@@ -46,13 +41,22 @@ pub(super) fn set_up(
     if let Some(gateway) = addressing.gateway_v6 {
         let _ = routes.add_default_ipv6_route(gateway);
     }
+}
+
+/// Returns a DHCP client where one is wanted.
+pub(super) fn client(addressing: &Addressing) -> Option<dhcpv4::Socket<'static>> {
     (addressing.ipv4 == Ipv4Source::Dhcp).then(|| {
         let mut client = dhcpv4::Socket::new();
         let mut retries = client.get_retry_config();
         retries.discover_timeout = DISCOVER_TIMEOUT;
         client.set_retry_config(retries);
-        sockets.add(client)
+        client
     })
+}
+
+/// Gives up the lease and asks for one: the network may be another.
+pub(super) fn ask_again(sockets: &mut SocketSet<'static>, client: SocketHandle) {
+    sockets.get_mut::<dhcpv4::Socket<'_>>(client).reset();
 }
 
 /// Takes what the DHCP client has learned, and says so on the console.

@@ -3,10 +3,8 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::fmt;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
@@ -20,7 +18,6 @@ type Queue = Rc<RefCell<VecDeque<Vec<u8>>>>;
 
 /// One end of a wire. Frames lie on the near side until `flush`.
 pub(crate) struct FakeNic {
-    pub(crate) index: usize,
     pub(crate) mac: [u8; 6],
     rx: Queue,
     tx: Queue,
@@ -28,23 +25,25 @@ pub(crate) struct FakeNic {
     /// Frames that may be staged before the ring is full.
     pub(crate) room: Rc<Cell<usize>>,
     pub(crate) armed: Rc<Cell<usize>>,
+    /// The largest frame.
+    pub(crate) frame_bytes: usize,
     counters: Counters,
 }
 
 /// Returns both ends of a wire.
 pub(crate) fn wire() -> (FakeNic, FakeNic) {
     let (there, back) = (Queue::default(), Queue::default());
-    let end = |index, mac, rx: &Queue, tx: &Queue| FakeNic {
-        index,
+    let end = |mac, rx: &Queue, tx: &Queue| FakeNic {
         mac,
         rx: Rc::clone(rx),
         tx: Rc::clone(tx),
         staged: VecDeque::new(),
         room: Rc::new(Cell::new(usize::MAX)),
         armed: Rc::default(),
+        frame_bytes: 1514,
         counters: Counters::default(),
     };
-    (end(0, [2, 0, 0, 0, 0, 1], &there, &back), end(0, [2, 0, 0, 0, 0, 2], &back, &there))
+    (end([2, 0, 0, 0, 0, 1], &there, &back), end([2, 0, 0, 0, 0, 2], &back, &there))
 }
 
 impl FakeNic {
@@ -95,18 +94,12 @@ impl Device for FakeNic {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut caps = DeviceCapabilities::default();
         caps.medium = Medium::Ethernet;
-        caps.max_transmission_unit = 1514;
+        caps.max_transmission_unit = self.frame_bytes;
         caps
     }
 }
 
 impl Nic for FakeNic {
-    fn name(&self) -> &str {
-        "vif0"
-    }
-    fn index(&self) -> usize {
-        self.index
-    }
     fn mac(&self) -> [u8; 6] {
         self.mac
     }
@@ -168,13 +161,13 @@ impl Host {
 }
 
 /// What goes on while a machine sleeps.
-type World<'a> = dyn FnMut(u64, &mut VecDeque<Change<FakeNic>>) -> Option<u64> + 'a;
+type World<'a> = dyn FnMut(u64, &mut VecDeque<Change>) -> Option<u64> + 'a;
 
 /// A machine whose clock jumps while it sleeps, and that does what a test says.
 pub(crate) struct FakeMachine<'a> {
     pub(crate) now_ns: u64,
-    pub(crate) console: String,
-    pub(crate) changes: VecDeque<Change<FakeNic>>,
+    pub(crate) nics: Vec<(u32, FakeNic)>,
+    pub(crate) changes: VecDeque<Change>,
     /// Sleeps, and how they ended.
     pub(crate) slept: Vec<Option<u64>>,
     /// Called in every sleep with the time and the changes to come; tells when to wake up, if not at the deadline.
@@ -183,6 +176,7 @@ pub(crate) struct FakeMachine<'a> {
 
 impl Machine for FakeMachine<'_> {
     type Nic = FakeNic;
+    const PREFIX: &'static str = "vif";
 
     fn now_ns(&self) -> u64 {
         self.now_ns
@@ -191,17 +185,17 @@ impl Machine for FakeMachine<'_> {
     fn sleep(&mut self, until_ns: Option<u64>) {
         assert!(until_ns.is_none_or(|at| at > self.now_ns), "a sleep that is none");
         self.slept.push(until_ns);
-        assert!(self.slept.len() < 100_000, "asleep for ever: {}", self.console);
+        assert!(self.slept.len() < 100_000, "asleep for ever");
         let event = (self.world)(self.now_ns, &mut self.changes);
         let wake = event.into_iter().chain(until_ns).min().expect("asleep without an end");
         self.now_ns = wake.max(self.now_ns);
     }
 
-    fn next_change(&mut self) -> Option<Change<FakeNic>> {
+    fn next_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
 
-    fn console(&mut self) -> &mut dyn fmt::Write {
-        &mut self.console
+    fn nic(&mut self, number: u32) -> Option<&mut FakeNic> {
+        self.nics.iter_mut().find(|(other, _)| *other == number).map(|(_, nic)| nic)
     }
 }

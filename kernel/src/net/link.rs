@@ -1,7 +1,9 @@
-//! One interface: NIC, stack, sockets and app, and one turn of all of them. It knows no other interface and
-//! does not sleep.
+//! One interface: stack, sockets and app on top of a NIC, and one turn of all of them. It outlives what happens
+//! to the NIC's other end. It knows no other interface and does not sleep.
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -9,16 +11,21 @@ use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, Soc
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
+use super::address;
 use super::io::Net;
-use super::nic::Nic;
+use super::nic::{Counters, Nic};
 use super::watch::{Transmit, Watch, Watched};
-use super::{BATCH_BYTES, BATCH_FRAMES, address};
+use super::{BATCH_BYTES, BATCH_FRAMES};
 use crate::app::{App, Next, Starter};
 use crate::settings::Addressing;
 
-/// An interface that is up.
-pub struct Link<N> {
-    nic: N,
+/// An interface that has been up.
+pub(super) struct Link {
+    number: u32,
+    name: String,
+    addressing: Addressing,
+    seed: u64,
+    identity: Identity,
     interface: Interface,
     sockets: SocketSet<'static>,
     watch: Watch,
@@ -26,11 +33,20 @@ pub struct Link<N> {
     app: Option<Box<dyn App>>,
     next: Next,
     announced: usize,
+    /// What the NIC had counted in the last turn.
+    counters: Counters,
+}
+
+/// What the stack cannot change its mind about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    mac: EthernetAddress,
+    frame_bytes: usize,
 }
 
 /// Why an interface cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LinkError {
+pub(super) enum LinkError {
     /// Its hardware address is none that one host can have.
     #[error("hardware address {0} is not that of a single host")]
     Mac(EthernetAddress),
@@ -47,31 +63,30 @@ pub(super) enum Turn {
     Done,
 }
 
-impl<N: Nic> Link<N> {
-    /// Brings an interface up and starts an app on it.
+impl Link {
+    /// Brings an interface up for the first time.
     ///
     /// # Errors
     /// The NIC's hardware address cannot be used.
-    pub fn new(
-        mut nic: N,
-        addressing: &Addressing,
+    pub(super) fn new<N: Nic>(
+        number: u32,
+        prefix: &str,
+        nic: &mut N,
+        addressing: Addressing,
         seed: u64,
         now_ns: u64,
-        start: Option<&Starter>,
-        console: &mut dyn fmt::Write,
     ) -> Result<Self, LinkError> {
-        let mac = EthernetAddress(nic.mac());
-        if !mac.is_unicast() || mac.0 == [0; 6] {
-            return Err(LinkError::Mac(mac));
-        }
-        let mut config = Config::new(HardwareAddress::Ethernet(mac));
-        config.random_seed = seed;
-        config.slaac = !addressing.has_fixed_v6();
-        let mut interface = Interface::new(config, &mut nic, instant(now_ns));
+        let identity = Identity::of(nic)?;
+        let mut interface = identity.interface(nic, &addressing, seed, now_ns);
         let mut sockets = SocketSet::new(Vec::new());
-        let dhcp = address::set_up(&mut interface, &mut sockets, mac, addressing);
-        let mut link = Self {
-            nic,
+        address::set_up(&mut interface, identity.mac, &addressing);
+        let dhcp = address::client(&addressing).map(|client| sockets.add(client));
+        Ok(Self {
+            number,
+            name: format!("{prefix}{number}"),
+            addressing,
+            seed,
+            identity,
             interface,
             sockets,
             watch: Watch::default(),
@@ -79,41 +94,59 @@ impl<N: Nic> Link<N> {
             app: None,
             next: Next::OnTraffic,
             announced: 0,
-        };
-        link.announce(console);
-        link.app = start.map(|start| start(&mut link.net(now_ns, console)));
-        Ok(link)
+            counters: nic.counters(),
+        })
     }
 
-    /// Returns the NIC.
-    pub fn nic(&self) -> &N {
-        &self.nic
+    /// Brings the interface up again: it may be another network, with another MTU. Sockets stay as they are.
+    ///
+    /// # Errors
+    /// As for [`Link::new`]; then nothing has changed.
+    pub(super) fn revive<N: Nic>(&mut self, nic: &mut N, now_ns: u64) -> Result<(), LinkError> {
+        let identity = Identity::of(nic)?;
+        if identity != self.identity {
+            self.identity = identity;
+            self.interface = identity.interface(nic, &self.addressing, self.seed, now_ns);
+            address::set_up(&mut self.interface, identity.mac, &self.addressing);
+            self.announced = 0;
+        }
+        if let Some(client) = self.dhcp {
+            address::ask_again(&mut self.sockets, client);
+        }
+        Ok(())
     }
 
-    /// Returns the NIC, to rearm it.
-    pub fn nic_mut(&mut self) -> &mut N {
-        &mut self.nic
+    /// Starts an app on the interface.
+    pub(super) fn start(&mut self, starter: &Starter, now_ns: u64, console: &mut dyn fmt::Write) {
+        self.announce(console);
+        self.app = Some(starter(&mut self.net(now_ns, console)));
+    }
+
+    /// Returns the number of the interface.
+    pub(super) fn number(&self) -> u32 {
+        self.number
     }
 
     /// Takes a batch in, lets the app work, sends what it and the stack have to send.
-    pub(super) fn turn(&mut self, now_ns: u64, console: &mut dyn fmt::Write) -> Turn {
+    pub(super) fn turn<N: Nic>(&mut self, nic: &mut N, now_ns: u64, console: &mut dyn fmt::Write) -> Turn {
         let now = instant(now_ns);
         self.watch.begin_batch();
         self.interface.poll_maintenance(now);
-        let mut moved = self.take_batch(now);
+        let mut moved = self.take_batch(nic, now);
+        self.counters = nic.counters();
         if let Some(client) = self.dhcp {
-            address::follow_lease(self.nic.name(), &mut self.interface, &mut self.sockets, client, console);
+            address::follow_lease(&self.name, &mut self.interface, &mut self.sockets, client, console);
         }
         self.announce(console);
         if let Some(mut app) = self.app.take() {
             self.next = app.poll(&mut self.net(now_ns, console));
             self.app = Some(app);
         }
-        moved |= self.send_all(now);
+        moved |= self.send_all(nic, now);
         // The stack does not report everything that it sends of its own accord, such as a question for a
         // neighbour's address.
         if moved || self.watch.batch_sent > 0 {
-            self.nic.flush();
+            nic.flush();
         }
         match (self.next, moved) {
             // What the app queued last may still wait for room.
@@ -144,13 +177,13 @@ impl<N: Nic> Link<N> {
         }
         let refused = self.watch.refused;
         if refused > 0 {
-            let _ = writeln!(console, "net: {}: {refused} frames kept from the stack", self.nic.name());
+            let _ = writeln!(console, "net: {}: {refused} frames kept from the stack", self.name);
         }
     }
 
-    fn take_batch(&mut self, now: Instant) -> bool {
+    fn take_batch<N: Nic>(&mut self, nic: &mut N, now: Instant) -> bool {
         for frames in 0..BATCH_FRAMES {
-            let mut device = Watched { device: &mut self.nic, watch: &mut self.watch };
+            let mut device = Watched { device: nic, watch: &mut self.watch };
             let taken = self.interface.poll_ingress_single(now, &mut device, &mut self.sockets);
             if taken == PollIngressSingleResult::None {
                 return frames > 0;
@@ -162,11 +195,11 @@ impl<N: Nic> Link<N> {
         true
     }
 
-    fn send_all(&mut self, now: Instant) -> bool {
+    fn send_all<N: Nic>(&mut self, nic: &mut N, now: Instant) -> bool {
         let mut moved = false;
         // Each pass sends one packet of every socket that has one; sockets hold a bounded number.
         loop {
-            let mut device = Watched { device: &mut self.nic, watch: &mut self.watch };
+            let mut device = Watched { device: nic, watch: &mut self.watch };
             let sent = self.interface.poll_egress(now, &mut device, &mut self.sockets);
             if sent == PollResult::None {
                 return moved;
@@ -181,8 +214,8 @@ impl<N: Nic> Link<N> {
             return;
         }
         self.announced = addresses.len();
-        let [a, b, c, d, e, f] = self.nic.mac();
-        let name = self.nic.name();
+        let [a, b, c, d, e, f] = self.identity.mac.0;
+        let name = &self.name;
         let _ = write!(console, "net: {name}: {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         for address in addresses {
             let _ = write!(console, " {address}");
@@ -192,14 +225,32 @@ impl<N: Nic> Link<N> {
 
     fn net<'a>(&'a mut self, now_ns: u64, console: &'a mut dyn fmt::Write) -> Net<'a> {
         Net {
-            name: self.nic.name(),
+            name: &self.name,
             now_ns,
-            counters: self.nic.counters(),
+            counters: self.counters,
             interface: &mut self.interface,
             sockets: &mut self.sockets,
             watch: &mut self.watch,
             console,
         }
+    }
+}
+
+impl Identity {
+    fn of<N: Nic>(nic: &N) -> Result<Self, LinkError> {
+        let mac = EthernetAddress(nic.mac());
+        if !mac.is_unicast() || mac.0 == [0; 6] {
+            return Err(LinkError::Mac(mac));
+        }
+        Ok(Self { mac, frame_bytes: nic.capabilities().max_transmission_unit })
+    }
+
+    fn interface<N: Nic>(self, nic: &mut N, addressing: &Addressing, seed: u64, now_ns: u64) -> Interface {
+        let mut config = Config::new(HardwareAddress::Ethernet(self.mac));
+        // A stack that is made anew must not repeat what the last one drew.
+        config.random_seed = seed.wrapping_add(now_ns);
+        config.slaac = !addressing.has_fixed_v6();
+        Interface::new(config, nic, instant(now_ns))
     }
 }
 

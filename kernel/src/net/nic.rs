@@ -3,26 +3,22 @@
 
 use smoltcp::phy::Device;
 
-/// A network interface.
+/// A network interface card.
 ///
-/// Sending costs nothing but memory until [`Nic::flush`]; the other end is told once for everything.
+/// Sending costs nothing but memory until [`Nic::flush`]; the other end is told once for everything. A NIC
+/// that is down receives nothing and has no room to send.
 pub trait Nic: Device {
-    /// Returns what the interface is called on the console, `vif0`.
-    fn name(&self) -> &str;
-
-    /// Returns the number that picks its settings.
-    fn index(&self) -> usize;
-
     /// Returns its hardware address.
     fn mac(&self) -> [u8; 6];
 
     /// Hands over what was sent and gives back what was received, and tells the other end if it wants to know.
     fn flush(&mut self);
 
-    /// Clears the interface's events and asks for one with the next frame that arrives or leaves.
+    /// Clears the card's events and asks for one with the next frame that arrives, or that leaves while
+    /// something waits for room.
     fn rearm(&mut self) -> Rearmed;
 
-    /// Returns what it has counted since it came up.
+    /// Returns what it has counted since it was found.
     fn counters(&self) -> Counters;
 }
 
@@ -35,7 +31,7 @@ pub enum Rearmed {
     WorkWaiting,
 }
 
-/// What an interface counts.
+/// What a card counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Frames handed to the stack.
@@ -50,7 +46,7 @@ pub struct Counters {
     pub tx_frames: u64,
     /// Containers sent.
     pub tx_containers: u64,
-    /// Frames that the other end reported as not sent.
+    /// Frames that the stack sent and that were lost here or by the other end's account.
     pub tx_dropped: u64,
 }
 

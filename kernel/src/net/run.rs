@@ -17,29 +17,34 @@ const STUCK_NS: u64 = 1_000_000;
 
 /// What the loop stands on.
 pub trait Machine {
-    /// Its network interfaces.
+    /// Its network interface cards.
     type Nic: Nic;
+
+    /// What the names of its interfaces begin with; the number follows.
+    const PREFIX: &'static str;
 
     /// Returns the time in nanoseconds since its start.
     fn now_ns(&self) -> u64;
 
+    /// Returns what happened besides packets. Called in every round: cheap while nothing has.
+    fn next_change(&mut self) -> Option<Change>;
+
+    /// Returns the card of an interface, from [`Change::Up`] to [`Change::Gone`].
+    fn nic(&mut self, number: u32) -> Option<&mut Self::Nic>;
+
     /// Sleeps until an event of any kind, or until a time.
     fn sleep(&mut self, until_ns: Option<u64>);
-
-    /// Returns what happened besides packets. Called in every round: cheap while nothing has.
-    fn next_change(&mut self) -> Option<Change<Self::Nic>>;
-
-    /// Returns the console.
-    fn console(&mut self) -> &mut dyn fmt::Write;
 }
 
 /// What can happen to a machine besides packets.
-#[derive(Debug)]
-pub enum Change<N> {
-    /// An interface came up.
-    Attached(N),
-    /// The interface with this number is gone.
-    Detached(usize),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Packets flow on the interface with this number, for the first time or again.
+    Up(u32),
+    /// They do not flow for now.
+    Down(u32),
+    /// There is no such interface any more.
+    Gone(u32),
     /// The guest is asked to end.
     Stop(Request),
 }
@@ -54,89 +59,121 @@ pub enum Ended {
 }
 
 /// Runs the app that the settings name until it has finished or the machine is asked to end.
-pub fn run<M: Machine>(machine: &mut M, settings: &Settings, seed: Seed) -> Ended {
-    let mut links: Vec<Link<M::Nic>> = Vec::new();
+pub fn run<M: Machine>(
+    machine: &mut M,
+    console: &mut dyn fmt::Write,
+    settings: &Settings,
+    seed: Seed,
+) -> Ended {
+    let mut state = State { machine, console, settings, seed, links: Vec::new() };
     let ended = loop {
-        if let Some(request) = take_changes(machine, settings, seed, &mut links) {
+        if let Some(request) = state.take_changes() {
             break Ended::Asked(request);
         }
-        let now_ns = machine.now_ns();
-        let mut sum = Turn::Idle;
-        for link in &mut links {
-            match link.turn(now_ns, machine.console()) {
-                Turn::Done => sum = Turn::Done,
-                Turn::Busy if sum == Turn::Idle => sum = Turn::Busy,
-                Turn::Busy | Turn::Idle => {}
-            }
+        if state.round() == Turn::Done {
+            break Ended::Finished;
         }
-        match sum {
-            Turn::Done => break Ended::Finished,
-            Turn::Busy => continue,
-            Turn::Idle => {}
-        }
-        // Every link is armed, also behind one that found work: an event that is not asked for is lost.
-        let mut rearmed = Rearmed::Armed;
-        for link in &mut links {
-            if link.nic_mut().rearm() == Rearmed::WorkWaiting {
-                rearmed = Rearmed::WorkWaiting;
-            }
-        }
-        if rearmed == Rearmed::WorkWaiting {
-            continue;
-        }
-        let deadlines = links.iter_mut().filter_map(|link| link.deadline_ns(now_ns));
-        machine.sleep(deadlines.min().map(|at| if at > now_ns { at } else { now_ns + STUCK_NS }));
     };
-    let now_ns = machine.now_ns();
-    for link in &mut links {
-        link.finish(now_ns, machine.console());
+    for number in state.numbers() {
+        state.finish(number);
     }
     ended
 }
 
-/// Takes what happened besides packets; returns the request to end, if that is what happened.
-fn take_changes<M: Machine>(
-    machine: &mut M,
-    settings: &Settings,
+struct State<'a, M> {
+    machine: &'a mut M,
+    console: &'a mut dyn fmt::Write,
+    settings: &'a Settings,
     seed: Seed,
-    links: &mut Vec<Link<M::Nic>>,
-) -> Option<Request> {
-    while let Some(change) = machine.next_change() {
-        match change {
-            Change::Attached(nic) => attach(machine, settings, seed, links, nic),
-            Change::Detached(index) => {
-                let now_ns = machine.now_ns();
-                for link in links.iter_mut().filter(|link| link.nic().index() == index) {
-                    link.finish(now_ns, machine.console());
-                    let _ = writeln!(machine.console(), "net: {}: gone", link.nic().name());
-                }
-                links.retain(|link| link.nic().index() != index);
-            }
-            Change::Stop(request) => return Some(request),
-        }
-    }
-    None
+    links: Vec<Link>,
 }
 
-fn attach<M: Machine>(
-    machine: &mut M,
-    settings: &Settings,
-    seed: Seed,
-    links: &mut Vec<Link<M::Nic>>,
-    nic: M::Nic,
-) {
-    let index = nic.index();
-    let start = match settings.app.spread {
-        Spread::EveryInterface => Some(&settings.start),
-        Spread::FirstInterface => (index == 0).then_some(&settings.start),
-    };
-    let now_ns = machine.now_ns();
-    let addressing = settings.addressing(index);
-    let seed = seed.fork(index as u64);
-    match Link::new(nic, &addressing, seed, now_ns, start, machine.console()) {
-        Ok(link) => links.push(link),
-        Err(error) => {
-            let _ = writeln!(machine.console(), "net: interface {index} is not used: {error}");
+impl<M: Machine> State<'_, M> {
+    /// Gives every interface its turn; sleeps when none has anything left to do.
+    fn round(&mut self) -> Turn {
+        let now_ns = self.machine.now_ns();
+        let mut sum = Turn::Idle;
+        for link in &mut self.links {
+            let Some(nic) = self.machine.nic(link.number()) else { continue };
+            match link.turn(nic, now_ns, self.console) {
+                Turn::Done => return Turn::Done,
+                Turn::Busy => sum = Turn::Busy,
+                Turn::Idle => {}
+            }
         }
+        if sum == Turn::Idle && self.rearm() == Rearmed::Armed {
+            let deadlines = self.links.iter_mut().filter_map(|link| link.deadline_ns(now_ns));
+            let until_ns = deadlines.min().map(|at| if at > now_ns { at } else { now_ns + STUCK_NS });
+            self.machine.sleep(until_ns);
+        }
+        sum
+    }
+
+    /// Arms every card, also behind one that found work: an event that was not asked for is lost.
+    fn rearm(&mut self) -> Rearmed {
+        let mut sum = Rearmed::Armed;
+        for link in &self.links {
+            let nic = self.machine.nic(link.number());
+            if nic.is_some_and(|nic| nic.rearm() == Rearmed::WorkWaiting) {
+                sum = Rearmed::WorkWaiting;
+            }
+        }
+        sum
+    }
+
+    /// Takes what happened besides packets; returns the request to end, if that is what happened.
+    fn take_changes(&mut self) -> Option<Request> {
+        while let Some(change) = self.machine.next_change() {
+            match change {
+                Change::Up(number) => self.up(number),
+                Change::Down(number) => self.say(number, "down"),
+                Change::Gone(number) => {
+                    self.finish(number);
+                    self.say(number, "gone");
+                    self.links.retain(|link| link.number() != number);
+                }
+                Change::Stop(request) => return Some(request),
+            }
+        }
+        None
+    }
+
+    fn up(&mut self, number: u32) {
+        let now_ns = self.machine.now_ns();
+        let Some(nic) = self.machine.nic(number) else { return };
+        let result = match self.links.iter_mut().find(|link| link.number() == number) {
+            Some(link) => link.revive(nic, now_ns),
+            None => {
+                let addressing = self.settings.addressing(number as usize);
+                let seed = self.seed.fork(number.into());
+                Link::new(number, M::PREFIX, nic, addressing, seed, now_ns).map(|mut link| {
+                    let here = self.settings.app.spread == Spread::EveryInterface || number == 0;
+                    if here {
+                        link.start(&self.settings.start, now_ns, self.console);
+                    }
+                    self.links.push(link);
+                })
+            }
+        };
+        if let Err(error) = result {
+            let _ = writeln!(self.console, "net: {}{number}: not used: {error}", M::PREFIX);
+        }
+    }
+
+    fn finish(&mut self, number: u32) {
+        let now_ns = self.machine.now_ns();
+        for link in self.links.iter_mut().filter(|link| link.number() == number) {
+            link.finish(now_ns, self.console);
+        }
+    }
+
+    fn say(&mut self, number: u32, what: &str) {
+        if self.links.iter().any(|link| link.number() == number) {
+            let _ = writeln!(self.console, "net: {}{number}: {what}", M::PREFIX);
+        }
+    }
+
+    fn numbers(&self) -> Vec<u32> {
+        self.links.iter().map(Link::number).collect()
     }
 }

@@ -5,7 +5,7 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
 
 use smoltcp::socket::{tcp, udp};
 use smoltcp::wire::IpAddress;
@@ -22,7 +22,8 @@ const MS: u64 = 1_000_000;
 
 /// The guest under test, its host, and a clock.
 struct Bench {
-    link: Link<FakeNic>,
+    link: Link,
+    nic: FakeNic,
     host: Host,
     now_ns: u64,
     console: String,
@@ -30,25 +31,20 @@ struct Bench {
 
 impl Bench {
     fn new(line: &str) -> Self {
-        Self::with(line, |_| ())
-    }
-
-    fn with(line: &str, prepare: impl FnOnce(&FakeNic)) -> Self {
         let settings = Settings::parse(line).unwrap();
-        let (guest, peer) = wire();
-        prepare(&guest);
+        let (mut nic, peer) = wire();
         let mut console = String::new();
-        let link =
-            Link::new(guest, &settings.addressing(0), 1, MS, Some(&settings.start), &mut console).unwrap();
+        let mut link = Link::new(0, "vif", &mut nic, settings.addressing(0), 1, MS).unwrap();
+        link.start(&settings.start, MS, &mut console);
         let host = Host::new(peer, &["10.0.0.1/24", "fd00::1/64"]);
-        Self { link, host, now_ns: MS, console }
+        Self { link, nic, host, now_ns: MS, console }
     }
 
     /// Runs both ends for a while, a round each millisecond.
     fn run(&mut self, rounds: usize) {
         for _ in 0..rounds {
             self.host.poll(self.now_ns);
-            while self.link.turn(self.now_ns, &mut self.console) == Turn::Busy {}
+            while self.link.turn(&mut self.nic, self.now_ns, &mut self.console) == Turn::Busy {}
             self.now_ns += MS;
         }
     }
@@ -214,9 +210,9 @@ fn what_the_stack_drops_is_counted() {
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame[34..42].copy_from_slice(&[0x10, 0, 0, 9, 0, 12, 0xde, 0xad]);
-    bench.link.nic().arrive(frame.clone());
+    bench.nic.arrive(frame.clone());
     frame[24..26].copy_from_slice(&[0, 0]);
-    bench.link.nic().arrive(frame);
+    bench.nic.arrive(frame);
     bench.run(2);
     let line = ask(&mut bench, b"report");
     assert_eq!((counter(&line, "packets"), counter(&line, "dropped")), (1, 2), "{line}");
@@ -245,7 +241,7 @@ fn a_rogue_router_does_not_end_the_guest() {
         }
         let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
         frame[56..58].copy_from_slice(&sum.to_be_bytes());
-        bench.link.nic().arrive(frame);
+        bench.nic.arrive(frame);
         bench.run(3);
     };
     send(&mut bench, 0xff);
@@ -257,9 +253,8 @@ fn a_rogue_router_does_not_end_the_guest() {
 
 #[test]
 fn a_full_ring_sleeps_instead_of_spinning() {
-    let room = Rc::new(RefCell::new(None));
-    let mut bench = Bench::with(STATIC, |nic| *room.borrow_mut() = Some(Rc::clone(&nic.room)));
-    let room: Rc<Cell<usize>> = room.borrow_mut().take().unwrap();
+    let mut bench = Bench::new(STATIC);
+    let room = Rc::clone(&bench.nic.room);
     let socket = bench.host.udp(5000);
     bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(b"1", (v4(), 7)).unwrap();
     bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
@@ -284,10 +279,11 @@ fn source_finds_its_neighbour_keeps_its_rate_and_ends() {
     let mut host = Host::new(peer, &["10.0.0.1/24"]);
     let socket = host.udp(9);
     let mut seen = Vec::new();
+    let mut console = String::new();
     let mut machine = FakeMachine {
         now_ns: 5 * MS,
-        console: String::new(),
-        changes: VecDeque::from([Change::Attached(guest)]),
+        nics: Vec::from([(0, guest)]),
+        changes: VecDeque::from([Change::Up(0)]),
         slept: Vec::new(),
         world: Box::new(|now_ns, _| {
             host.poll(now_ns);
@@ -299,8 +295,8 @@ fn source_finds_its_neighbour_keeps_its_rate_and_ends() {
             Some(now_ns + MS)
         }),
     };
-    assert_eq!(run(&mut machine, &settings, SEED), Ended::Finished);
-    let (line, end_ns) = (machine.console.clone(), machine.now_ns);
+    assert_eq!(run(&mut machine, &mut console, &settings, SEED), Ended::Finished);
+    let (line, end_ns) = (console, machine.now_ns);
     drop(machine);
     host.poll(end_ns);
     while let Ok((bytes, _)) = host.sockets.get_mut::<udp::Socket>(socket).recv() {
@@ -319,10 +315,11 @@ fn an_idle_guest_sleeps_without_end_and_stops_when_asked() {
     let (guest, peer) = wire();
     let mut host = Host::new(peer, &["10.0.0.1/24"]);
     let armed = Rc::clone(&guest.armed);
+    let mut console = String::new();
     let mut machine = FakeMachine {
         now_ns: MS,
-        console: String::new(),
-        changes: VecDeque::from([Change::Attached(guest)]),
+        nics: Vec::from([(0, guest)]),
+        changes: VecDeque::from([Change::Up(0)]),
         slept: Vec::new(),
         world: Box::new(|now_ns, changes| {
             host.poll(now_ns);
@@ -332,27 +329,35 @@ fn an_idle_guest_sleeps_without_end_and_stops_when_asked() {
             Some(now_ns + 5000 * MS)
         }),
     };
-    assert_eq!(run(&mut machine, &settings, SEED), Ended::Asked(Request::PowerOff));
+    assert_eq!(run(&mut machine, &mut console, &settings, SEED), Ended::Asked(Request::PowerOff));
     assert_eq!(machine.slept.last(), Some(&None), "nothing is due on an idle guest: {:?}", machine.slept);
     assert!(machine.slept.len() < 30);
     assert!(armed.get() >= machine.slept.len(), "armed before every sleep");
-    assert_eq!(machine.console.lines().filter(|line| line.starts_with("sink: packets=0 ")).count(), 1);
+    assert_eq!(console.lines().filter(|line| line.starts_with("sink: packets=0 ")).count(), 1);
 }
 
 #[test]
 fn interfaces_come_and_go() {
     let settings = Settings::parse("ip=10.0.0.2/24 ip1=10.1.0.2/24").unwrap();
     let (first, first_peer) = wire();
-    let (mut second, second_peer) = wire();
-    second.index = 1;
+    let (second, second_peer) = wire();
     let mut hosts = [Host::new(first_peer, &["10.0.0.1/24"]), Host::new(second_peer, &["10.1.0.1/24"])];
     let sockets = [hosts[0].udp(5000), hosts[1].udp(5000)];
     let answers = RefCell::new([0, 0]);
-    let mut second = Some(second);
+    let mut script = [
+        (100, Change::Up(1)),
+        (200, Change::Down(1)),
+        (250, Change::Up(1)),
+        (300, Change::Gone(1)),
+        (500, Change::Stop(Request::Reboot)),
+    ]
+    .into_iter()
+    .peekable();
+    let mut console = String::new();
     let mut machine = FakeMachine {
         now_ns: MS,
-        console: String::new(),
-        changes: VecDeque::from([Change::Attached(first)]),
+        nics: Vec::from([(0, first), (1, second)]),
+        changes: VecDeque::from([Change::Up(0)]),
         slept: Vec::new(),
         world: Box::new(|now_ns, changes| {
             for (at, host) in hosts.iter_mut().enumerate() {
@@ -363,20 +368,36 @@ fn interfaces_come_and_go() {
                 socket.send_slice(b"hi", (IpAddress::v4(10, at as u8, 0, 2), 7)).unwrap();
                 host.poll(now_ns);
             }
-            match now_ns / MS {
-                100.. if second.is_some() => changes.push_back(Change::Attached(second.take().unwrap())),
-                300..400 if answers.borrow()[1] > 10 => changes.push_back(Change::Detached(1)),
-                500.. => changes.push_back(Change::Stop(Request::Reboot)),
-                _ => {}
-            }
+            changes.extend(script.next_if(|(at_ms, _)| *at_ms <= now_ns / MS).map(|(_, change)| change));
             Some(now_ns + MS)
         }),
     };
-    assert_eq!(run(&mut machine, &settings, SEED), Ended::Asked(Request::Reboot));
+    assert_eq!(run(&mut machine, &mut console, &settings, SEED), Ended::Asked(Request::Reboot));
     let answers = answers.borrow();
     assert!(answers[0] > 400, "{answers:?}");
     assert!(answers[1] > 150 && answers[1] < 320, "{answers:?}");
-    assert!(machine.console.contains("gone"));
+    for line in ["net: vif1: down", "net: vif1: gone"] {
+        assert!(console.contains(line), "{console}");
+    }
+}
+
+#[test]
+fn a_stream_survives_a_new_backend_with_another_mtu() {
+    let mut bench = Bench::new(STATIC);
+    let stream = bench.host.connect(v4(), 7, 6000);
+    let talk = |bench: &mut Bench, text: &[u8]| {
+        let handle = stream;
+        bench.until(|bench| bench.host.sockets.get_mut::<tcp::Socket>(handle).can_send());
+        bench.host.sockets.get_mut::<tcp::Socket>(handle).send_slice(text).unwrap();
+        bench.until(|bench| bench.host.sockets.get_mut::<tcp::Socket>(handle).recv_queue() == text.len());
+        let mut got = [0; 16];
+        let len = bench.host.sockets.get_mut::<tcp::Socket>(handle).recv_slice(&mut got).unwrap();
+        assert_eq!(&got[..len], text);
+    };
+    talk(&mut bench, b"before");
+    bench.nic.frame_bytes = 9014;
+    bench.link.revive(&mut bench.nic, bench.now_ns).unwrap();
+    talk(&mut bench, b"after");
 }
 
 #[test]
@@ -385,7 +406,6 @@ fn a_mac_of_many_is_refused() {
     for mac in [[1, 0, 0, 0, 0, 1], [0xff; 6], [0; 6]] {
         let (mut nic, _) = wire();
         nic.mac = mac;
-        let link = Link::new(nic, &settings.addressing(0), 1, 0, Some(&settings.start), &mut String::new());
-        assert!(link.is_err());
+        assert!(Link::new(0, "vif", &mut nic, settings.addressing(0), 1, 0).is_err());
     }
 }
