@@ -150,12 +150,11 @@ impl Dom0 {
             .with_context(|| format!("creating {} guest {:?}", guest.mode.name(), guest.name))?;
         // What a distribution's hotplug script ends with, and /bin/true does not: until then netback does not
         // say that it is connected, and a frontend that waits for it (as it should) waits for ever.
-        if !guest.vifs.is_empty() {
-            let id = self.domain_id(&guest.name)?;
-            for index in 0..guest.vifs.len() {
-                let node = format!("/local/domain/0/backend/vif/{id}/{index}/hotplug-status");
-                self.shell(&format!("xenstore-write {node} connected"))?;
-            }
+        for index in 0..guest.vifs.len() {
+            let node = format!("/local/domain/0/backend/vif/$id/{index}/hotplug-status");
+            // A guest that has ended already needs none.
+            let write = format!("id=$(xl domid {}) && xenstore-write {node} connected", guest.name);
+            self.shell(&format!("if {write}; then :; fi"))?;
         }
         Ok(())
     }
