@@ -218,9 +218,11 @@ impl<P: Platform> Vif<P> {
         if self.is_up() { self.link.as_mut() } else { None }
     }
 
-    /// Returns the event channels to sleep on.
+    /// Returns the event channels to sleep on. None before the backend is connected: an event that comes
+    /// earlier is nobody's to clear yet, and a sleep on its channel would end at once, again and again.
     pub fn ports(&self) -> impl Iterator<Item = Port> + use<P> {
-        self.link.as_ref().map(Link::ports).into_iter().flatten()
+        let link = if self.is_up() { self.link.as_ref() } else { None };
+        link.map(Link::ports).into_iter().flatten()
     }
 
     /// Ends a round of work: hands what was sent and what was used up to the backend, and notifies it at most
