@@ -35,6 +35,10 @@ const DOM0_MODULES: [&str; 11] = [
 /// Modules of a Linux guest.
 const GUEST_MODULES: [&str; 1] = ["xen-netfront"];
 
+/// What busybox's DHCP client in a Linux guest does with a lease.
+const LEASE: &str = "#!/bin/busybox sh\n[ \"$1\" = bound ] || exit 0\n\
+                     ip addr add $ip/$mask dev $interface\necho \"leased $ip\" > /dev/console\n";
+
 /// dom0's first process.
 const DOM0_INIT: &str = include_str!("dom0-init.sh");
 
@@ -91,10 +95,22 @@ pub fn make(workspace: &Workspace, provisions: &Provisions, programs: &Programs)
     })?;
     let modules = Modules::list(&module_folder(root, &versions.linux)?, xz)?;
     let guest = linux_guest(root, &modules, programs)?;
+    remove_stale(&folder);
     let dom0 = folder.join(format!("dom0-{}.cpio", std::process::id()));
     let archive = dom0_archive(provisions, &modules, programs, &fs::read(&linux)?, &guest)?;
     fs::write(&dom0, archive).with_context(|| format!("writing {}", dom0.display()))?;
     Ok(Images { xen, linux, dom0 })
+}
+
+/// Removes what launchers left that were killed while they booted.
+fn remove_stale(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix("dom0-").and_then(|rest| rest.strip_suffix(".cpio"));
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
 }
 
 fn cached(path: &Path, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
@@ -162,6 +178,7 @@ fn linux_guest(root: &Path, modules: &Modules, programs: &Programs) -> Result<Ve
     base(&mut archive, root, &programs.peer)?;
     archive.symlink("/init", "/bin/guest-init");
     archive.file("/bin/guest-init", 0o755, b"#!/bin/busybox sh\nexec /bin/peer init\n");
+    archive.file("/bin/lease", 0o755, LEASE.as_bytes());
     add_modules(&mut archive, &modules.in_order(&GUEST_MODULES)?);
     Ok(archive.finish())
 }

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod apt;
+pub mod backend;
 pub mod cli;
 pub mod commands;
 pub mod cpio;

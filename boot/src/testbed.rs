@@ -18,6 +18,9 @@ use crate::workspace::Workspace;
 /// Lines of a console that a failure shows.
 const SHOWN_LINES: usize = 15;
 
+/// Lines of xenstore that a failure shows.
+const XENSTORE_LINES: usize = 60;
+
 /// A running machine with Xen and dom0.
 #[derive(Debug)]
 pub struct Testbed {
@@ -78,6 +81,11 @@ impl Testbed {
                 Err(_) => break,
             }
         }
+        // Where a guest has no network, the reason is in what the two ends wrote for each other.
+        let vifs = "xenstore-ls -f /local/domain | grep -E '/(device|backend)/' | grep -v '/backend-id '";
+        if let Ok(listing) = self.dom0.attempt(vifs) {
+            section_of(&mut text, "interfaces in xenstore", &listing.output, XENSTORE_LINES);
+        }
         error.context(Failure { text })
     }
 
@@ -123,5 +131,9 @@ fn boot_failure(machine: &Machine, console: &Path) -> String {
 }
 
 fn section(text: &mut String, title: &str, lines: &str) {
-    text.push_str(&format!("\n--- {title} ---\n{}", last_lines(lines.trim_end(), SHOWN_LINES)));
+    section_of(text, title, lines, SHOWN_LINES);
+}
+
+fn section_of(text: &mut String, title: &str, lines: &str, most: usize) {
+    text.push_str(&format!("\n--- {title} ---\n{}", last_lines(lines.trim_end(), most)));
 }

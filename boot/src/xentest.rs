@@ -3,6 +3,7 @@
 
 mod bench;
 mod life;
+mod ours;
 mod plain;
 mod stock;
 
@@ -31,7 +32,7 @@ struct Scenario {
 
 /// Returns every scenario, in the order in which they run.
 fn scenarios() -> Vec<Scenario> {
-    [stock::scenarios(), life::scenarios()].into_iter().flatten().collect()
+    [stock::scenarios(), life::scenarios(), ours::scenarios()].into_iter().flatten().collect()
 }
 
 /// Runs the scenarios whose name contains a pattern.

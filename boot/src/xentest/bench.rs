@@ -32,6 +32,9 @@ impl<'a> Bench<'a> {
             self.dom0.shell(&format!("if xl domid {name} 2>/dev/null; then xl destroy {name}; fi"))?;
             self.dom0.forget(&name);
         }
+        self.dom0.shell(
+            "pkill -9 -x drayage; pkill -9 -x udhcpd; pkill -9 -f 'peer (send|ping|udp-echo|tcp-echo)'; true",
+        )?;
         let left = self.dom0.shell("xl list | tail -n +3")?;
         ensure!(left.trim().is_empty(), "domains that do not go away:\n{left}");
         Ok(())

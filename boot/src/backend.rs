@@ -1,0 +1,85 @@
+//! Our backend in dom0, driven by its own command line as an operator would. Knows the commands, not
+//! what is done with them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::agent::Process;
+use crate::dom0::Dom0;
+
+/// What the daemon prints goes here.
+const LOG: &str = "/var/log/drayage.log";
+
+/// Patience with the daemon's start.
+const START: Duration = Duration::from_secs(20);
+
+/// The text on the line that tells that the daemon takes commands.
+const READY: &str = "ready";
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+}
+
+impl Daemon {
+    /// Starts the daemon and waits until it takes commands.
+    pub fn start(dom0: &mut Dom0) -> Result<Self> {
+        dom0.shell(&format!("rm -f {LOG}; mkdir -p /var/log"))?;
+        let process = dom0.spawn(&format!("exec drayage run > {LOG} 2>&1"))?;
+        if dom0.agent().await_line(LOG, 0, &[READY], START)?.is_none() {
+            bail!("drayage run did not get ready; it printed:\n{}", log(dom0)?);
+        }
+        Ok(Daemon { process })
+    }
+
+    /// Ends the daemon as an operator would, and fails unless it ended well.
+    pub fn stop(self, dom0: &mut Dom0) -> Result<()> {
+        const TERM: i32 = 15;
+        dom0.agent().kill(&self.process, TERM)?;
+        match dom0.agent().wait(&self.process, START)? {
+            Some(finished) if finished.code == 0 => Ok(()),
+            Some(finished) => bail!("drayage run ended with {}:\n{}", finished.code, log(dom0)?),
+            None => bail!("drayage run goes on after SIGTERM:\n{}", log(dom0)?),
+        }
+    }
+
+    /// Fails when the daemon has ended.
+    pub fn check(&self, dom0: &mut Dom0) -> Result<()> {
+        match dom0.agent().wait(&self.process, Duration::ZERO)? {
+            None => Ok(()),
+            Some(finished) => bail!("drayage run has ended with {}:\n{}", finished.code, log(dom0)?),
+        }
+    }
+
+    /// Returns the CPU time that the daemon has used, in milliseconds.
+    pub fn cpu_ms(&self, dom0: &mut Dom0) -> Result<u64> {
+        let text = dom0.shell("awk '{ print $14 + $15 }' /proc/$(pidof drayage)/stat")?;
+        let ticks: u64 = text.trim().parse().with_context(|| format!("CPU time of the daemon: {text:?}"))?;
+        // USER_HZ is 100 on every Linux that this runs on.
+        Ok(ticks * 10)
+    }
+}
+
+/// Gives a domain an interface on the daemon.
+pub fn attach(dom0: &mut Dom0, domain: &str, mac: &str, options: &str) -> Result<()> {
+    dom0.shell(&format!("drayage attach {domain} --mac {mac} {options}")).map(drop)
+}
+
+/// Takes a domain's interface away.
+pub fn detach(dom0: &mut Dom0, domain: &str) -> Result<()> {
+    dom0.shell(&format!("drayage detach {domain}")).map(drop)
+}
+
+/// Returns `drayage stats --json`.
+pub fn stats(dom0: &mut Dom0) -> Result<Value> {
+    let text = dom0.shell("drayage stats --json")?;
+    serde_json::from_str(&text).with_context(|| format!("drayage stats --json printed {text:?}"))
+}
+
+/// Returns what the daemon printed.
+pub fn log(dom0: &mut Dom0) -> Result<String> {
+    Ok(dom0.attempt(&format!("tail -n 40 {LOG}"))?.output)
+}
