@@ -5,15 +5,17 @@
 //! policies: it is told when to close a container, and hands closed ones over in order.
 
 use drayage_wire::PAGE_SIZE;
-use drayage_wire::container::{DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, Meta, Writer};
+use drayage_wire::container::{
+    DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, MIN_SIZE_BYTES, Meta, Writer,
+};
 use drayage_wire::netif::RING_SLOTS;
 
 use crate::policy::Reason;
 
-/// Containers that one guest may have open or waiting.
-pub const BUFFERS: usize = 4;
-/// Bytes of private memory for the containers of one guest.
-pub const REGION_BYTES: usize = BUFFERS * MAX_RX_BYTES;
+/// Bytes of private memory for the containers of one guest: as many as fit may be open or waiting.
+pub const REGION_BYTES: usize = 4 * MAX_RX_BYTES;
+/// The most containers that may be open or waiting, however small they are.
+const MOST_BUFFERS: usize = REGION_BYTES / MIN_SIZE_BYTES;
 /// The fewest packets that a table has room for.
 const LEAST_TABLE: usize = 8;
 
@@ -74,7 +76,10 @@ pub struct Aggregator {
     /// The ring slot at which the next container starts.
     slot: u32,
     sequence: u32,
-    closed: [Closed; BUFFERS],
+    /// How far the buffers of two containers lie apart, in bytes, and how many there are.
+    stride: usize,
+    buffers: usize,
+    closed: Box<[Closed; MOST_BUFFERS]>,
     first: usize,
     waiting: usize,
     mean_bytes: usize,
@@ -88,8 +93,11 @@ impl Aggregator {
     /// Makes the aggregator of a guest that takes containers of at most `size` bytes and whose next ring slot
     /// is `slot`.
     pub fn new(size: usize, wrap: Wrap, slot: u32) -> Self {
+        let size = size.clamp(MIN_SIZE_BYTES, MAX_RX_BYTES);
+        // At page boundaries, so that each of a container's pages is one copy.
+        let stride = size.next_multiple_of(PAGE_SIZE);
         Self {
-            size: size.min(MAX_RX_BYTES),
+            size,
             wrap,
             writer: None,
             opened_ns: 0,
@@ -97,7 +105,9 @@ impl Aggregator {
             skip: 0,
             slot: slot % RING_SLOTS,
             sequence: 0,
-            closed: [Closed::NONE; BUFFERS],
+            stride,
+            buffers: (REGION_BYTES / stride).min(MOST_BUFFERS),
+            closed: Box::new([Closed::NONE; MOST_BUFFERS]),
             first: 0,
             waiting: 0,
             mean_bytes: 60,
@@ -124,14 +134,14 @@ impl Aggregator {
     /// Returns whether a packet of `len` bytes, which is not too large, would be taken.
     pub fn has_room_for(&self, len: usize) -> bool {
         match &self.writer {
-            Some(writer) => writer.fits(len) || self.waiting + 1 < BUFFERS,
-            None => self.waiting < BUFFERS,
+            Some(writer) => writer.fits(len) || self.waiting + 1 < self.buffers,
+            None => self.waiting < self.buffers,
         }
     }
 
     /// Returns the containers that wait, oldest first.
     pub fn waiting(&self) -> impl Iterator<Item = Closed> + '_ {
-        (0..self.waiting).map(|i| self.closed[(self.first + i) % BUFFERS])
+        (0..self.waiting).map(|i| self.closed[(self.first + i) % self.buffers])
     }
 
     /// Returns how many containers wait.
@@ -142,7 +152,7 @@ impl Aggregator {
     /// Frees the buffers of the `n` oldest waiting containers.
     pub fn release(&mut self, n: usize) {
         let n = n.min(self.waiting);
-        self.first = (self.first + n) % BUFFERS;
+        self.first = (self.first + n) % self.buffers;
         self.waiting -= n;
     }
 
@@ -165,7 +175,7 @@ impl Aggregator {
             }
             self.open(now_ns, len)?;
         }
-        let buffer = buffer(region, self.current);
+        let buffer = buffer(region, self.current, self.stride);
         match &mut self.writer {
             Some(writer) => writer.push_with(buffer, len, meta, fill).map_err(|_| Refusal::TooLarge),
             None => Err(Refusal::NoRoom),
@@ -177,7 +187,7 @@ impl Aggregator {
         if !Writer::could_ever_fit(self.size, len) {
             return Err(Refusal::TooLarge);
         }
-        if self.waiting == BUFFERS {
+        if self.waiting == self.buffers {
             return Err(Refusal::NoRoom);
         }
         let mut limit = self.size;
@@ -204,12 +214,12 @@ impl Aggregator {
     /// Closes the open container, if there is one.
     pub fn close(&mut self, region: &mut [u8], now_ns: u64, reason: Reason) {
         let Some(mut writer) = self.writer.take() else { return };
-        let buffer = buffer(region, self.current);
+        let buffer = buffer(region, self.current, self.stride);
         let packets = writer.count();
         let hold_ns = now_ns.saturating_sub(self.opened_ns).try_into().unwrap_or(u32::MAX);
         let bytes = writer.finish(buffer, self.sequence, hold_ns);
         self.sequence = self.sequence.wrapping_add(1);
-        let start = (self.current * MAX_RX_BYTES) as u32;
+        let start = (self.current * self.stride) as u32;
         let (bytes_, packets_) = (bytes as u32, packets as u32);
         let (skip, opened_ns) = (self.skip, self.opened_ns);
         let mut closed = Closed { start, bytes: bytes_, packets: packets_, skip, opened_ns, reason };
@@ -217,9 +227,9 @@ impl Aggregator {
         if self.wrap == Wrap::Forbidden && self.slot == 0 && reason == Reason::Full {
             closed.reason = Reason::RingEnd;
         }
-        self.closed[(self.first + self.waiting) % BUFFERS] = closed;
+        self.closed[(self.first + self.waiting) % self.buffers] = closed;
         self.waiting += 1;
-        self.current = (self.current + 1) % BUFFERS;
+        self.current = (self.current + 1) % self.buffers;
         self.learn(bytes, packets);
     }
 
@@ -243,6 +253,69 @@ fn table_for(size: usize, mean_bytes: usize) -> usize {
     size.saturating_sub(HEADER_BYTES + 2).div_ceil(each.max(1)).max(1)
 }
 
-fn buffer(region: &mut [u8], index: usize) -> &mut [u8] {
-    &mut region[index * MAX_RX_BYTES..(index + 1) * MAX_RX_BYTES]
+fn buffer(region: &mut [u8], index: usize, stride: usize) -> &mut [u8] {
+    &mut region[index * stride..(index + 1) * stride]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drayage_wire::container::Manifest;
+
+    fn push(open: &mut Aggregator, region: &mut [u8], len: usize, byte: u8) -> Result<(), Refusal> {
+        open.push_with(region, 0, len, Meta::default(), |b| b.fill(byte))
+    }
+
+    #[test]
+    fn small_containers_wait_in_all_of_the_region() {
+        for (size, least) in [(4096, 64), (5000, 32), (16_384, 16), (65_536, 4)] {
+            let mut region = vec![0; REGION_BYTES];
+            let mut open = Aggregator::new(size, Wrap::Allowed, 0);
+            let mut packets = 0u64;
+            while push(&mut open, &mut region, 1000, packets as u8).is_ok() {
+                packets += 1;
+            }
+            assert!(open.waiting_count() >= least, "{} of {size} bytes", open.waiting_count());
+            assert!(!open.has_room_for(1000));
+            // All of them are whole, apart from each other, and in order.
+            let (mut seen, mut manifest) = (0u64, Manifest::new());
+            for (sequence, closed) in (0..).zip(open.waiting()) {
+                let start = closed.start as usize;
+                assert!(start.is_multiple_of(PAGE_SIZE) && closed.bytes as usize <= size);
+                let bytes = &region[start..start + closed.bytes as usize];
+                assert_eq!(manifest.read(bytes).expect("a good container").sequence, sequence);
+                for packet in manifest.packets() {
+                    assert!(bytes[packet.range()].iter().all(|b| *b == seen as u8));
+                    seen += 1;
+                }
+            }
+            assert_eq!(seen, packets);
+            open.release(1);
+            assert!(push(&mut open, &mut region, 1000, 0).is_ok(), "and they are used again");
+        }
+    }
+
+    #[test]
+    fn no_container_crosses_the_rings_end_where_that_is_forbidden() {
+        for start in 200..=255 {
+            let mut region = vec![0; REGION_BYTES];
+            let mut open = Aggregator::new(65_536, Wrap::Forbidden, start);
+            let (mut slot, mut skipped, mut ends) = (start, 0, 0);
+            for n in 0..2000usize {
+                let len = if n % 50 == 0 { 9000 } else { 14 + n * 37 % 1500 };
+                push(&mut open, &mut region, len, 0).expect("what waits is taken away");
+                for closed in open.waiting() {
+                    slot += closed.skip;
+                    skipped += closed.skip;
+                    assert!(closed.skip == 0 || slot.is_multiple_of(RING_SLOTS), "only up to the ring's end");
+                    let pages = closed.slots() - closed.skip;
+                    assert!(slot % RING_SLOTS + pages <= RING_SLOTS, "from {slot}, {pages} pages");
+                    slot += pages;
+                    ends += u32::from(closed.reason == Reason::RingEnd);
+                }
+                open.release(open.waiting_count());
+            }
+            assert!(slot > 2 * RING_SLOTS && ends > 0, "the end was met: {slot}, {ends}, {skipped}");
+        }
+    }
 }

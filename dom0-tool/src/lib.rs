@@ -6,12 +6,18 @@
 
 pub mod aggregate;
 pub mod clock;
+pub mod control;
+pub mod daemon;
+pub mod doctor;
 mod fabric;
+pub mod ipc;
 pub mod memory;
 pub mod policy;
 pub mod port;
 pub mod segment;
+pub mod store;
 pub mod switch;
+pub mod table;
 pub mod vif;
 pub mod worker;
 pub mod xen;

@@ -1,2 +1,19 @@
-//! The backend.
-fn main() {}
+//! The command `drayage`.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match commands::run(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("drayage: {failure}");
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}

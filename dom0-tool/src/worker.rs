@@ -301,6 +301,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         if self.faults.is_empty() { Vec::new() } else { self.faults.drain(..).collect() }
     }
 
+    /// Returns whether there is something to [take](Self::take_faults).
+    pub fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
     /// Starts a generated stream. `done` gets its report. Returns whether there was none already.
     pub fn start_stream(
         &mut self,

@@ -1,0 +1,138 @@
+//! The command line, and nothing else.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use drayage::ipc::DEFAULT_SOCKET;
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  failed for a reason without a code of its own; doctor: a check is bad
+  2  the command line or a value in it makes no sense
+  3  no such domain, interface or bridge
+  4  already attached, or the name of a device or socket is taken
+  5  no permission
+  6  not a Xen host, or Xen's devices or xenstore are missing
+  7  the daemon does not run";
+
+/// A network backend for Xen guests that hands packets over in containers.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// The daemon's socket.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Returns the socket to use.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs the daemon in the foreground.
+    Run {
+        /// TOML file: socket, memory, [worker] busy_frames and holdoff_us.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Gives a guest, paused or running, an interface.
+    Attach(AttachArgs),
+    /// Takes an interface away, in order; also forgets a guest that is gone.
+    Detach {
+        /// Name or id.
+        domain: String,
+        /// Interface number, where there are several.
+        #[arg(long)]
+        vif: Option<u32>,
+    },
+    /// Lists interfaces.
+    List(Output),
+    /// Shows counters.
+    Stats {
+        /// Shows them again every second.
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Sends UDP frames to a guest as fast as it takes them, or into a sink.
+    Generate(GenerateArgs),
+    /// Checks what the daemon needs of this host.
+    Doctor(Output),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum OnOff {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// Name or id.
+    pub(crate) domain: String,
+    /// Interface number; the lowest free one when absent.
+    #[arg(long)]
+    pub(crate) vif: Option<u32>,
+    /// Address; derived from the guest's UUID when absent.
+    #[arg(long)]
+    pub(crate) mac: Option<String>,
+    /// Uplink, as tap:NAME or tap:NAME,bridge=BRIDGE; guests without one hear each other only.
+    #[arg(long)]
+    pub(crate) port: Option<String>,
+    /// When containers go out: opportunistic, opportunistic:deadline=US or fixed:size=BYTES,timeout=US.
+    #[arg(long)]
+    pub(crate) policy: Option<String>,
+    /// Largest container in bytes, 4096 to 65536.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) size: Option<u32>,
+    /// Whether containers are offered to the guest.
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) containers: OnOff,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Name or id of a guest, or `sink`.
+    #[arg(long)]
+    pub(crate) to: String,
+    /// Interface number, where there are several.
+    #[arg(long)]
+    pub(crate) vif: Option<u32>,
+    /// Destination address.
+    #[arg(long, default_value = "10.0.0.2")]
+    pub(crate) ip: Ipv4Addr,
+    /// Source address.
+    #[arg(long, default_value = "10.0.0.1")]
+    pub(crate) source_ip: Ipv4Addr,
+    /// Destination port.
+    #[arg(long, default_value_t = 9)]
+    pub(crate) port: u16,
+    /// Bytes of each frame, without its FCS.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) frame_bytes: usize,
+    /// Frames.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) count: u64,
+    /// Frames a second; as fast as there is room when absent.
+    #[arg(long)]
+    pub(crate) rate: Option<u64>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}

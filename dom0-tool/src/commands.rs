@@ -1,0 +1,116 @@
+//! What each command does: asks the daemon, and prints what it says.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use drayage::control::attachment::Attachment;
+use drayage::control::details::Containers;
+use drayage::control::error::{Failure, FailureKind};
+use drayage::control::views::Interface;
+use drayage::daemon::{self, Config};
+use drayage::doctor::{Verdict, examine};
+use drayage::ipc::{Generated, Request, Stats, ask};
+use drayage::table;
+use serde::Serialize;
+
+use crate::cli::{AttachArgs, Cli, Command, GenerateArgs, OnOff, Output};
+
+/// Does what the command line says.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let socket = cli.socket();
+    match cli.command {
+        Command::Run { config } => run_daemon(config.as_deref(), cli.socket)?,
+        Command::Attach(args) => attach(&socket, args)?,
+        Command::Detach { domain, vif } => ask::<()>(&socket, &Request::Detach { domain, vif })?,
+        Command::List(output) => {
+            let list: Vec<Interface> = ask(&socket, &Request::List)?;
+            show(&output, &list, |list| table::interfaces(list))?;
+        }
+        Command::Stats { watch, output } => loop {
+            let stats: Stats = ask(&socket, &Request::Stats)?;
+            show(&output, &stats, table::stats)?;
+            if !watch {
+                break;
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        },
+        Command::Generate(args) => generate(&socket, args)?,
+        Command::Doctor(output) => {
+            let checks = examine(&socket);
+            show(&output, &checks, |checks| table::checks(checks))?;
+            if checks.iter().any(|check| check.verdict == Verdict::Bad) {
+                return Ok(ExitCode::from(FailureKind::Other.exit_code()));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_daemon(config: Option<&Path>, socket: Option<std::path::PathBuf>) -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).init();
+    let mut config = config.map(Config::read).transpose()?.unwrap_or_default();
+    if socket.is_some() {
+        config.socket = socket;
+    }
+    daemon::run(&config)
+}
+
+fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
+    let request = Request::Attach {
+        domain: args.domain,
+        vif: args.vif,
+        mac: args.mac,
+        port: args.port,
+        policy: args.policy,
+        size_bytes: args.size,
+        containers: match args.containers {
+            OnOff::On => Containers::On,
+            OnOff::Off => Containers::Off,
+        },
+    };
+    let made: Attachment = ask(socket, &request)?;
+    show(&args.output, &made, |made| {
+        let port = made.port.as_ref().map_or("other guests only".into(), ToString::to_string);
+        format!("attached {} as vif {}, mac {}, to {port}", made.name, made.vif, made.mac)
+    })
+}
+
+fn generate(socket: &Path, args: GenerateArgs) -> Result<(), Failure> {
+    let request = Request::Generate {
+        to: args.to,
+        vif: args.vif,
+        ip: args.ip,
+        source_ip: args.source_ip,
+        port: args.port,
+        frame_bytes: args.frame_bytes,
+        count: args.count,
+        rate: args.rate,
+    };
+    let done: Generated = ask(socket, &request)?;
+    show(&args.output, &done, |done| {
+        let report = &done.report;
+        let seconds = report.elapsed_ns as f64 / 1e9;
+        let rate = if seconds > 0.0 { report.sent as f64 / seconds } else { 0.0 };
+        let stalls = report.stalls;
+        format!("sent {} frames in {seconds:.3} s ({rate:.0} a second), stalled {stalls} times", report.sent)
+    })?;
+    if done.report.cut_short {
+        return Err(Failure::new(FailureKind::Other, "the receiver went away before all was sent"));
+    }
+    Ok(())
+}
+
+fn show<T: Serialize>(output: &Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+    let text = if output.json {
+        serde_json::to_string(value).map_err(|error| Failure::new(FailureKind::Other, error.to_string()))?
+    } else {
+        table(value)
+    };
+    match writeln!(io::stdout(), "{text}") {
+        // Whoever reads has had enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.map_err(|error| Failure::new(FailureKind::Other, format!("printing: {error}"))),
+    }
+}

@@ -1,0 +1,490 @@
+//! The side that finds guests and connects them: xenstore on one hand, the data path on the other.
+//!
+//! Everything here happens on one thread, in reaction to an operator's request, a watch, a fault that the
+//! data path noticed, or a deadline. It may take its time; nothing here runs for a packet.
+
+pub mod attachment;
+pub mod details;
+mod device;
+pub mod error;
+pub mod nodes;
+pub mod plane;
+pub mod views;
+
+use std::collections::BTreeMap;
+
+use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
+
+use crate::policy::Policy;
+use crate::port::spec::TapSpec;
+use crate::port::tap::Tap;
+use crate::store::{Store, StoreError, WatchEvent};
+use crate::switch::{Mac, PortId, Segment};
+use crate::xen::DomainId;
+use attachment::{Attachment, Memory};
+use details::Containers;
+use device::{Device, Stage};
+use error::{Failure, FailureKind};
+use nodes::{Domain, Nodes};
+use plane::DataPlane;
+
+/// How long a frontend may take to close before it is closed without it.
+pub const CLOSE_PATIENCE_NS: u64 = 5_000_000_000;
+/// How long an attachment is kept for a guest that is gone: a reboot takes a few seconds.
+pub const REBOOT_PATIENCE_NS: u64 = 120_000_000_000;
+/// The segment of guests without an uplink.
+const LOCAL: Segment = Segment(1);
+
+/// What an operator wants attached.
+#[derive(Clone, Debug)]
+pub struct AttachRequest {
+    /// The guest, by name or number.
+    pub domain: String,
+    /// The interface's number; the lowest free one when absent.
+    pub vif: Option<u32>,
+    /// Its address; derived from the guest's UUID when absent.
+    pub mac: Option<Mac>,
+    /// The uplink of its segment; none for a segment of guests alone.
+    pub port: Option<TapSpec>,
+    /// When containers go out.
+    pub policy: Policy,
+    /// The largest container.
+    pub size_bytes: u32,
+    /// Whether containers are offered.
+    pub containers: Containers,
+}
+
+/// What became of a detachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detached {
+    /// It is done.
+    Done,
+    /// The frontend has been asked to close; [`Manager::is_attached`] says when it has.
+    Closing,
+}
+
+struct OpenTap {
+    spec: TapSpec,
+    segment: Segment,
+    port: PortId,
+    mtu: u16,
+}
+
+struct Remembered {
+    attachment: Attachment,
+    /// Since when there is no such guest.
+    gone_since_ns: Option<u64>,
+}
+
+/// The control side.
+pub struct Manager<S, D> {
+    store: S,
+    data: D,
+    own: DomainId,
+    memory: Memory,
+    devices: BTreeMap<(DomainId, u32), Device>,
+    remembered: Vec<Remembered>,
+    taps: BTreeMap<String, OpenTap>,
+    next_segment: u16,
+}
+
+impl<S: Store, D: DataPlane> Manager<S, D> {
+    /// Makes a control side for the domain `own`, and watches for guests that come and go.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn new(store: S, data: D, own: DomainId, memory: Memory) -> Result<Self, StoreError> {
+        store.watch("@introduceDomain", "introduce")?;
+        store.watch("@releaseDomain", "release")?;
+        Ok(Self {
+            store,
+            data,
+            own,
+            memory,
+            devices: BTreeMap::new(),
+            remembered: Vec::new(),
+            taps: BTreeMap::new(),
+            next_segment: LOCAL.0 + 1,
+        })
+    }
+
+    /// Returns the data path.
+    pub fn data(&mut self) -> &mut D {
+        &mut self.data
+    }
+
+    /// Attaches the guests that were attached before, and removes what an earlier daemon left of others.
+    ///
+    /// # Errors
+    /// [`Failure`], when what was remembered cannot be read.
+    pub fn recall(&mut self, now_ns: u64) -> Result<(), Failure> {
+        let attachments = self.memory.load().map_err(|error| {
+            let message = format!("{error}; remove the file to start without remembered attachments");
+            Failure::new(FailureKind::Other, message)
+        })?;
+        for attachment in attachments {
+            if let Some(spec) = &attachment.port
+                && let Err(failure) = self.open_tap(&spec.clone())
+            {
+                tracing::warn!("not attaching {:?} again: {failure}", attachment.name);
+                continue;
+            }
+            self.remembered.push(Remembered { attachment, gone_since_ns: Some(now_ns) });
+        }
+        self.welcome(now_ns)?;
+        self.clear_leftovers()?;
+        Ok(())
+    }
+
+    /// Removes backend directories of our type that belong to no attachment.
+    fn clear_leftovers(&mut self) -> Result<(), StoreError> {
+        let root = nodes::backend_root(self.own);
+        for domain in crate::store::children(&self.store, &root)? {
+            for vif in crate::store::children(&self.store, &format!("{root}/{domain}"))? {
+                if let (Ok(id), Ok(vif)) = (domain.parse(), vif.parse())
+                    && !self.devices.contains_key(&(DomainId(id), vif))
+                {
+                    tracing::info!("removing what an earlier daemon left of vif {vif} of domain {id}");
+                    Nodes::new(self.own, DomainId(id), vif).remove(&self.store)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds a domain by name or number.
+    ///
+    /// # Errors
+    /// [`Failure`] of the kind [`FailureKind::NotFound`].
+    pub fn find(&self, name: &str) -> Result<Domain, Failure> {
+        let all = nodes::domains(&self.store)?;
+        let by_name = all.iter().find(|d| d.name == name);
+        let found = by_name.or_else(|| all.iter().find(|d| d.id.to_string() == name));
+        found.cloned().ok_or_else(|| {
+            let others: Vec<String> =
+                all.iter().filter(|d| d.id != self.own).map(|d| format!("{} ({})", d.name, d.id)).collect();
+            let there_are = if others.is_empty() { "none".into() } else { others.join(", ") };
+            let message = format!("no domain {name:?}; there are: {there_are} (see `xl list`)");
+            Failure::new(FailureKind::NotFound, message)
+        })
+    }
+
+    /// Attaches a guest. Returns what was made.
+    ///
+    /// # Errors
+    /// [`Failure`]; nothing is then left.
+    pub fn attach(&mut self, request: &AttachRequest) -> Result<Attachment, Failure> {
+        let domain = self.find(&request.domain)?;
+        let bad = |message: String| Err(Failure::new(FailureKind::BadValue, message));
+        if domain.id == self.own {
+            return bad(format!("domain {:?} is the one that this backend runs in", request.domain));
+        }
+        if !(MIN_SIZE_BYTES..=MAX_RX_BYTES).contains(&(request.size_bytes as usize)) {
+            let range = format!("{MIN_SIZE_BYTES} to {MAX_RX_BYTES}");
+            return bad(format!("bad container size {}: it can be {range} bytes", request.size_bytes));
+        }
+        if let Some(mac) = request.mac
+            && mac.is_group()
+        {
+            return bad(format!("bad mac {mac}: the first byte of a guest's own address is even"));
+        }
+        let taken = nodes::interfaces(&self.store, domain.id)?;
+        let ours = self.devices.keys().find(|(id, _)| *id == domain.id).map(|(_, vif)| *vif);
+        let vif = match (request.vif, ours) {
+            (Some(vif), _) if taken.contains(&vif) => {
+                let message = format!("domain {:?} has an interface {vif} already", domain.name);
+                return Err(Failure::new(FailureKind::Taken, message));
+            }
+            (Some(vif), _) => vif,
+            (None, Some(vif)) => {
+                let name = &domain.name;
+                let message = format!(
+                    "domain {name:?} is attached already, as interface {vif}: `drayage detach {name}` \
+                     first, or name another interface with --vif"
+                );
+                return Err(Failure::new(FailureKind::Taken, message));
+            }
+            (None, None) => (0..).find(|n| !taken.contains(n)).unwrap_or_default(),
+        };
+        let attachment = Attachment {
+            mac: request.mac.unwrap_or_else(|| derived_mac(&domain.uuid, vif)),
+            uuid: domain.uuid.clone(),
+            name: domain.name.clone(),
+            vif,
+            port: request.port.clone(),
+            policy: request.policy,
+            size_bytes: request.size_bytes,
+            containers: request.containers,
+        };
+        if let Some(spec) = &request.port {
+            self.open_tap(spec)?;
+        }
+        if let Err(failure) = self.start(&domain, &attachment) {
+            self.close_unused_taps();
+            return Err(failure);
+        }
+        // A guest of the same UUID that is gone left its place to this one.
+        self.remembered.retain(|r| (&r.attachment.uuid, r.attachment.vif) != (&attachment.uuid, vif));
+        self.remembered.push(Remembered { attachment: attachment.clone(), gone_since_ns: None });
+        self.save();
+        Ok(attachment)
+    }
+
+    /// Makes the nodes of an attachment, and waits for the frontend.
+    fn start(&mut self, domain: &Domain, attachment: &Attachment) -> Result<(), Failure> {
+        let vif = attachment.vif;
+        let (segment, mtu) = match &attachment.port {
+            Some(spec) => self.taps.get(&spec.name).map_or((LOCAL, 1500), |tap| (tap.segment, tap.mtu)),
+            None => (LOCAL, 1500),
+        };
+        let nodes = Nodes::new(self.own, domain.id, vif);
+        // An earlier daemon's vif that still lives goes on where that one stopped.
+        let live = nodes.backend_state(&self.store)? == Some(drayage_wire::keys::State::Connected);
+        if !live {
+            nodes.create(&self.store, vif, attachment.mac, mtu, attachment.containers)?;
+        }
+        let device = Device::new(domain.clone(), attachment.clone(), nodes, segment);
+        self.store.watch(&device.watched(), &device.token())?;
+        tracing::info!("attached vif {vif} of domain {:?} ({})", domain.name, domain.id);
+        self.devices.insert((domain.id, vif), device);
+        Ok(())
+    }
+
+    fn open_tap(&mut self, spec: &TapSpec) -> Result<(), Failure> {
+        if let Some(open) = self.taps.get(&spec.name) {
+            if spec.bridge.is_some() && open.spec.bridge != spec.bridge {
+                let message = format!("{} is open already, as {}", spec, open.spec);
+                return Err(Failure::new(FailureKind::Taken, message));
+            }
+            return Ok(());
+        }
+        let (tap, mtu) = Tap::open(spec)?;
+        let segment = Segment(self.next_segment);
+        let port = self.data.add_uplink(segment, Box::new(tap)).ok_or_else(|| {
+            Failure::new(FailureKind::Other, format!("no room for another uplink ({spec})"))
+        })?;
+        self.next_segment = self.next_segment.wrapping_add(1).max(LOCAL.0 + 1);
+        self.taps.insert(spec.name.clone(), OpenTap { spec: spec.clone(), segment, port, mtu });
+        Ok(())
+    }
+
+    fn close_unused_taps(&mut self) {
+        let used = |name: &String| {
+            let names = |port: &Option<TapSpec>| port.as_ref().is_some_and(|spec| spec.name == *name);
+            self.remembered.iter().any(|r| names(&r.attachment.port))
+                || self.devices.values().any(|d| names(&d.attachment.port))
+        };
+        let unused: Vec<String> = self.taps.keys().filter(|name| !used(name)).cloned().collect();
+        for name in unused {
+            if let Some(tap) = self.taps.remove(&name) {
+                self.data.remove_uplink(tap.port);
+            }
+        }
+    }
+
+    fn save(&self) {
+        let all: Vec<&Attachment> = self.remembered.iter().map(|r| &r.attachment).collect();
+        if let Err(error) = self.memory.save(&all) {
+            tracing::warn!("attachments will not be known after a restart: {error}");
+        }
+    }
+
+    /// Ends an attachment, in order if the guest plays along. `vif` is needed where there are several.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn detach(
+        &mut self,
+        name: &str,
+        vif: Option<u32>,
+        now_ns: u64,
+    ) -> Result<((DomainId, u32), Detached), Failure> {
+        let matches = |d: &Device| d.domain.name == name || d.domain.id.to_string() == name;
+        let ours: Vec<(DomainId, u32)> = self
+            .devices
+            .iter()
+            .filter(|((_, n), device)| matches(device) && vif.is_none_or(|vif| vif == *n))
+            .map(|(key, _)| *key)
+            .collect();
+        let key = match ours[..] {
+            [key] => key,
+            [] => return self.forget(name, vif),
+            _ => {
+                let numbers: Vec<String> = ours.iter().map(|(_, n)| n.to_string()).collect();
+                let numbers = numbers.join(", ");
+                let message = format!("domain {name:?} has interfaces {numbers}: name one with --vif");
+                return Err(Failure::new(FailureKind::BadValue, message));
+            }
+        };
+        if let Some(device) = self.devices.get(&key) {
+            let uuid = &device.attachment.uuid;
+            self.remembered.retain(|r| (&r.attachment.uuid, r.attachment.vif) != (uuid, key.1));
+            self.save();
+        }
+        self.close(key, now_ns)?;
+        let done = if self.devices.contains_key(&key) { Detached::Closing } else { Detached::Done };
+        Ok((key, done))
+    }
+
+    /// Forgets the attachment of a guest that is not there.
+    fn forget(&mut self, name: &str, vif: Option<u32>) -> Result<((DomainId, u32), Detached), Failure> {
+        let before = self.remembered.len();
+        self.remembered
+            .retain(|r| r.attachment.name != name || vif.is_some_and(|vif| vif != r.attachment.vif));
+        if self.remembered.len() < before {
+            self.save();
+            self.close_unused_taps();
+            return Ok(((DomainId(0), 0), Detached::Done));
+        }
+        self.find(name)?;
+        let what = vif.map_or(String::new(), |vif| format!(" as interface {vif}"));
+        let message = format!("domain {name:?} is not attached{what}; `drayage list` shows what is");
+        Err(Failure::new(FailureKind::NotFound, message))
+    }
+
+    /// Returns whether an interface still exists.
+    pub fn is_attached(&self, key: (DomainId, u32)) -> bool {
+        self.devices.contains_key(&key)
+    }
+
+    /// Returns whether there is no interface.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Begins to close all interfaces, in order; they stay remembered. Returns whether none is left.
+    pub fn close_all(&mut self, now_ns: u64) -> bool {
+        let keys: Vec<_> = self.devices.keys().copied().collect();
+        for key in keys {
+            if let Err(error) = self.close(key, now_ns) {
+                tracing::warn!("closing vif {} of domain {}: {error}", key.1, key.0);
+                self.drop_device(key);
+            }
+        }
+        self.devices.is_empty()
+    }
+
+    /// Handles a watch that fired.
+    ///
+    /// # Errors
+    /// [`StoreError::Broken`]; every other error concerns one guest, and is logged.
+    pub fn on_watch(&mut self, event: &WatchEvent, now_ns: u64) -> Result<(), StoreError> {
+        let result = match event.token.as_str() {
+            "introduce" => self.welcome(now_ns),
+            "release" => self.miss(now_ns),
+            token => match Device::key_of(token) {
+                Some(key) => self.advance(key, now_ns),
+                None => Ok(()),
+            },
+        };
+        match result {
+            Err(error @ StoreError::Broken(_)) => Err(error),
+            Err(error) => {
+                tracing::warn!("after a change of {:?}: {error}", event.path);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Attaches guests that came (again) and are remembered.
+    fn welcome(&mut self, now_ns: u64) -> Result<(), StoreError> {
+        if self.remembered.iter().all(|r| r.gone_since_ns.is_none()) {
+            return Ok(());
+        }
+        for domain in nodes::domains(&self.store)? {
+            for at in 0..self.remembered.len() {
+                let remembered = &self.remembered[at];
+                let attachment = remembered.attachment.clone();
+                let key = (domain.id, attachment.vif);
+                let wanted = remembered.gone_since_ns.is_some()
+                    && attachment.uuid == domain.uuid
+                    && !attachment.uuid.is_empty();
+                if !wanted || self.devices.contains_key(&key) {
+                    continue;
+                }
+                match self.start(&domain, &attachment) {
+                    Ok(()) => {
+                        self.remembered[at].gone_since_ns = None;
+                        // An earlier daemon's vif may be connected already.
+                        self.advance(key, now_ns)?;
+                    }
+                    Err(failure) => tracing::warn!("attaching {:?} again: {failure}", domain.name),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Cleans up after guests that are gone.
+    fn miss(&mut self, now_ns: u64) -> Result<(), StoreError> {
+        let keys: Vec<_> = self.devices.keys().copied().collect();
+        for key in keys {
+            if nodes::domain(&self.store, key.0)?.is_none() {
+                self.lose(key, now_ns)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles what the data path noticed.
+    ///
+    /// # Errors
+    /// [`StoreError::Broken`].
+    pub fn on_faults(&mut self) -> Result<(), StoreError> {
+        for (port, fault) in self.data.take_faults() {
+            let found = self.devices.iter().find(|(_, d)| d.stage.port() == Some(port));
+            if let Some((key, device)) = found.map(|(key, device)| (*key, device)) {
+                tracing::warn!(
+                    "vif {} of domain {:?} is not served any more: {fault}",
+                    key.1,
+                    device.domain.name
+                );
+                let report = device.nodes.report(&self.store, &fault.to_string());
+                self.refuse(key)?;
+                report?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when [`on_time`](Self::on_time) is due, if it is.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let closing = self.devices.values().filter_map(|d| match d.stage {
+            Stage::Closing { until_ns, .. } => Some(until_ns),
+            _ => None,
+        });
+        let gone = self.remembered.iter().filter_map(|r| Some(r.gone_since_ns? + REBOOT_PATIENCE_NS));
+        closing.chain(gone).min()
+    }
+
+    /// Ends what took too long.
+    pub fn on_time(&mut self, now_ns: u64) {
+        let late: Vec<_> = self
+            .devices
+            .iter()
+            .filter(|(_, d)| matches!(d.stage, Stage::Closing { until_ns, .. } if until_ns <= now_ns))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in late {
+            tracing::warn!("vif {} of domain {} did not close in time, and is removed", key.1, key.0);
+            self.drop_device(key);
+        }
+        let before = self.remembered.len();
+        self.remembered.retain(|r| r.gone_since_ns.is_none_or(|since| since + REBOOT_PATIENCE_NS > now_ns));
+        if self.remembered.len() < before {
+            self.save();
+            self.close_unused_taps();
+        }
+    }
+}
+
+/// Derives an address from a guest's UUID, in Xen's own range (00:16:3e), so that it stays the same.
+fn derived_mac(uuid: &str, vif: u32) -> Mac {
+    // FNV-1a.
+    let bytes = uuid.bytes().chain(vif.to_le_bytes());
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let [a, b, c, ..] = hash.to_be_bytes();
+    Mac([0x00, 0x16, 0x3e, a & 0x7f, b, c])
+}

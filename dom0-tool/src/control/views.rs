@@ -1,0 +1,160 @@
+//! What `list` and `stats` show, as they travel and as scripts read them.
+
+use serde::{Deserialize, Serialize};
+
+use super::Manager;
+use super::details::Containers;
+use super::device::Stage;
+use super::plane::DataPlane;
+use crate::UplinkCounters;
+use crate::store::Store;
+use crate::vif::Counters;
+
+/// An interface in `list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The guest's number; absent while it is waited for.
+    pub domain: Option<u16>,
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// The interface's number.
+    pub vif: u32,
+    /// Its address.
+    pub mac: String,
+    /// The uplink of its segment.
+    pub port: Option<String>,
+    /// `waiting`, `connected`, `closing`, `refused` or `gone`.
+    pub state: String,
+    /// Whether containers are offered.
+    pub containers: Containers,
+    /// Whether RX chains carry containers; absent while it is not connected.
+    pub rx_containers: Option<bool>,
+    /// Whether TX chains do.
+    pub tx_containers: Option<bool>,
+    /// When containers go out.
+    pub policy: String,
+    /// The largest container.
+    pub size_bytes: u32,
+}
+
+/// An interface in `stats`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceStats {
+    /// The guest's number.
+    pub domain: u16,
+    /// Its name.
+    pub name: String,
+    /// The interface's number.
+    pub vif: u32,
+    /// `waiting`, `connected`, `closing` or `refused`.
+    pub state: String,
+    /// RX packets in each RX container; absent without containers.
+    pub rx_packets_per_container: Option<f64>,
+    /// TX packets in each TX container.
+    pub tx_packets_per_container: Option<f64>,
+    /// What it did.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// An uplink in `stats`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkStats {
+    /// Its name.
+    pub port: String,
+    /// What it did.
+    #[serde(flatten)]
+    pub counters: UplinkCounters,
+}
+
+fn state(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Waiting => "waiting",
+        Stage::Connected { .. } => "connected",
+        Stage::Refused => "refused",
+        Stage::Closing { .. } => "closing",
+    }
+}
+
+fn ratio(packets: u64, containers: u64) -> Option<f64> {
+    (containers > 0).then(|| packets as f64 / containers as f64)
+}
+
+impl<S: Store, D: DataPlane> Manager<S, D> {
+    /// Returns all interfaces, those included whose guests are waited for.
+    pub fn list(&self) -> Vec<Interface> {
+        let view =
+            |domain, attachment: &super::Attachment, state: &str, agreed: Option<(bool, bool)>| Interface {
+                domain,
+                name: attachment.name.clone(),
+                uuid: attachment.uuid.clone(),
+                vif: attachment.vif,
+                mac: attachment.mac.to_string(),
+                port: attachment.port.as_ref().map(ToString::to_string),
+                state: state.into(),
+                containers: attachment.containers,
+                rx_containers: agreed.map(|(rx, _)| rx),
+                tx_containers: agreed.map(|(_, tx)| tx),
+                policy: attachment.policy.to_string(),
+                size_bytes: attachment.size_bytes,
+            };
+        let devices = self.devices.values().map(|device| {
+            let agreed = match device.stage {
+                Stage::Connected { rx_containers, tx_containers, .. } => Some((rx_containers, tx_containers)),
+                _ => None,
+            };
+            view(Some(device.domain.id.0), &device.attachment, state(device.stage), agreed)
+        });
+        let gone = self.remembered.iter().filter(|r| r.gone_since_ns.is_some());
+        devices.chain(gone.map(|r| view(None, &r.attachment, "gone", None))).collect()
+    }
+
+    /// Returns the counters of all interfaces.
+    pub fn stats(&mut self) -> Vec<InterfaceStats> {
+        let mut all = Vec::new();
+        for ((domain, vif), device) in &self.devices {
+            let live = device.stage.port().and_then(|port| self.data.counters(port));
+            let counters = live.unwrap_or(device.last_counters);
+            let (rx, tx) = (counters.rx, counters.tx);
+            all.push(InterfaceStats {
+                domain: domain.0,
+                name: device.domain.name.clone(),
+                vif: *vif,
+                state: state(device.stage).into(),
+                rx_packets_per_container: ratio(rx.packets, rx.containers),
+                tx_packets_per_container: ratio(tx.packets, tx.containers),
+                counters,
+            });
+        }
+        all
+    }
+
+    /// Returns the counters of all uplinks.
+    pub fn uplinks(&mut self) -> Vec<UplinkStats> {
+        let mut all = Vec::new();
+        for tap in self.taps.values() {
+            let counters = self.data.uplink_counters(tap.port).unwrap_or_default();
+            all.push(UplinkStats { port: tap.spec.to_string(), counters });
+        }
+        all
+    }
+
+    /// Returns the data path's port of an interface that is connected, with its address and name.
+    pub fn connected(
+        &self,
+        name: &str,
+        vif: Option<u32>,
+    ) -> Option<(crate::switch::PortId, crate::switch::Mac)> {
+        self.devices
+            .iter()
+            .filter(|((id, n), d)| {
+                (d.domain.name == name || id.to_string() == name) && vif.is_none_or(|vif| vif == *n)
+            })
+            .find_map(|(_, d)| match d.stage {
+                Stage::Connected { port, .. } => Some((port, d.attachment.mac)),
+                _ => None,
+            })
+    }
+}

@@ -1,0 +1,356 @@
+//! The daemon: the data path's thread, the control side on the main thread, and a thread for each connection
+//! of the command line's.
+//!
+//! It starts and ends things, and knows none of them from within.
+
+mod data;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use serde::Deserialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::clock::{Clock, Monotonic};
+use crate::control::attachment::Memory;
+use crate::control::error::{Failure, FailureKind};
+use crate::control::{AttachRequest, Detached, Manager};
+use crate::ipc::{DEFAULT_SOCKET, Generated, Reply, Request, Stats};
+use crate::policy::Policy;
+use crate::port::generator::{MAX_FRAME_BYTES, MIN_FRAME_BYTES, Stream};
+use crate::store::client::{Client, Notice};
+use crate::switch::Mac;
+use crate::worker::{BATCH_OPS, Settings, Target, Worker};
+use crate::xen::{DomainId, Linux, OpenError};
+use data::DataThread;
+
+/// Where attachments are remembered unless the configuration says otherwise. Not over a reboot of the host:
+/// its guests do not survive that either.
+const DEFAULT_MEMORY: &str = "/run/drayage/attachments.json";
+/// The largest container unless the operator says otherwise.
+const DEFAULT_SIZE_BYTES: u32 = 65_536;
+/// The generator's own address.
+const GENERATOR_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
+
+/// The configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the daemon listens.
+    pub socket: Option<PathBuf>,
+    /// Where attachments are remembered.
+    pub memory: Option<PathBuf>,
+    /// How the loop trades delay for wake-ups.
+    pub worker: Settings,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let bad = |error: String| {
+            Failure::new(FailureKind::BadValue, format!("configuration {}: {error}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+        toml::from_str(&text).map_err(|error| bad(error.to_string()))
+    }
+}
+
+/// Something that the main thread is to handle.
+enum Event {
+    Store(Notice),
+    Request(Request, Sender<Reply>),
+    Fault,
+    Stop(i32),
+}
+
+type DaemonManager = Manager<Client, DataThread>;
+
+struct Daemon {
+    manager: DaemonManager,
+    data: DataThread,
+    clock: Monotonic,
+    /// Requests to detach that wait for the frontend.
+    detaching: Vec<((DomainId, u32), Sender<Reply>)>,
+}
+
+/// Runs the daemon in the foreground until it is told to stop.
+///
+/// # Errors
+/// [`Failure`], when it cannot start or loses xenstore.
+pub fn run(config: &Config) -> Result<(), Failure> {
+    let socket = config.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let listener = server::listen(&socket)?;
+    let (tell, events) = channel();
+    let linux = Linux::open(BATCH_OPS).map_err(not_xen)?;
+    let worker = Worker::new(linux, Monotonic, config.worker);
+    let to_main = tell.clone();
+    let (data, thread) = data::start(worker, move || drop(to_main.send(Event::Fault)))
+        .map_err(|error| Failure::new(FailureKind::Other, format!("starting the data path: {error}")))?;
+    let to_main = tell.clone();
+    let store = Client::connect(move |notice| drop(to_main.send(Event::Store(notice)))).map_err(|error| {
+        let denied = error.socket.kind() == std::io::ErrorKind::PermissionDenied;
+        let kind = if denied { FailureKind::Denied } else { FailureKind::NoXen };
+        Failure::new(kind, format!("{error}; start xenstored, and run as root in dom0"))
+    })?;
+    let own = store.own_domain()?;
+    let memory = Memory::in_file(config.memory.clone().unwrap_or_else(|| DEFAULT_MEMORY.into()));
+    let manager = Manager::new(store, data.clone(), own, memory)?;
+    let mut daemon = Daemon { manager, data, clock: Monotonic, detaching: Vec::new() };
+    daemon.manager.recall(Monotonic.now_ns())?;
+    stop_on_signals(tell.clone())?;
+    server::serve(listener, tell);
+    tracing::info!("serving as domain {own}, listening on {}", socket.display());
+    let result = daemon.work(&events);
+    // Nobody is to find a socket that nobody listens on.
+    let _ = std::fs::remove_file(&socket);
+    drop(daemon);
+    let _ = thread.join();
+    result
+}
+
+fn not_xen(error: OpenError) -> Failure {
+    let message = error.to_string();
+    match error.source.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            Failure::new(FailureKind::Denied, format!("{message}; run as root"))
+        }
+        _ => Failure::new(
+            FailureKind::NoXen,
+            format!(
+                "{message}; is this a Xen host, and are xen-gntdev and xen-evtchn loaded? (`drayage doctor`)"
+            ),
+        ),
+    }
+}
+
+fn stop_on_signals(tell: Sender<Event>) -> Result<(), Failure> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| Failure::new(FailureKind::Other, format!("catching signals: {error}")))?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if tell.send(Event::Stop(signal)).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+impl Daemon {
+    /// Handles events until the end.
+    fn work(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
+        let mut stopping = false;
+        loop {
+            let event = match self.manager.next_deadline_ns() {
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at_ns) => {
+                    let left = at_ns.saturating_sub(self.clock.now_ns());
+                    events.recv_timeout(Duration::from_nanos(left))
+                }
+            };
+            let now_ns = self.clock.now_ns();
+            match event {
+                Ok(Event::Store(Notice::Watch(event))) => self.manager.on_watch(&event, now_ns)?,
+                Ok(Event::Store(Notice::Broken(why))) => {
+                    return Err(Failure::new(FailureKind::Other, format!("xenstore went away: {why}")));
+                }
+                Ok(Event::Fault) => self.manager.on_faults()?,
+                Ok(Event::Request(request, reply)) => self.request(request, reply, now_ns),
+                Ok(Event::Stop(_)) if stopping => return Ok(()),
+                Ok(Event::Stop(signal)) => {
+                    tracing::info!(
+                        "closing all interfaces after signal {signal}; once more to leave at once"
+                    );
+                    stopping = true;
+                    self.manager.close_all(now_ns);
+                }
+                Err(RecvTimeoutError::Timeout) => self.manager.on_time(now_ns),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            self.report_detached();
+            if stopping && self.manager.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn report_detached(&mut self) {
+        let manager = &self.manager;
+        self.detaching.retain(|(key, reply)| {
+            if manager.is_attached(*key) {
+                return true;
+            }
+            let _ = reply.send(Reply::Ok(serde_json::Value::Null));
+            false
+        });
+    }
+
+    fn request(&mut self, request: Request, reply: Sender<Reply>, now_ns: u64) {
+        let answer = match request {
+            Request::Hello => to_reply(env!("CARGO_PKG_VERSION")),
+            Request::List => to_reply(self.manager.list()),
+            Request::Stats => self.stats(),
+            Request::Attach { .. } => match attach_request(request) {
+                Ok(wanted) => match self.manager.attach(&wanted) {
+                    Ok(attachment) => to_reply(attachment),
+                    Err(failure) => Reply::Error(failure),
+                },
+                Err(failure) => Reply::Error(failure),
+            },
+            Request::Detach { domain, vif } => match self.manager.detach(&domain, vif, now_ns) {
+                Ok((key, Detached::Closing)) => {
+                    self.detaching.push((key, reply));
+                    return;
+                }
+                Ok((_, Detached::Done)) => Reply::Ok(serde_json::Value::Null),
+                Err(failure) => Reply::Error(failure),
+            },
+            Request::Generate { .. } => match self.generate(request, &reply) {
+                Ok(()) => return,
+                Err(failure) => Reply::Error(failure),
+            },
+        };
+        // The asker may have gone away.
+        let _ = reply.send(answer);
+    }
+
+    fn stats(&mut self) -> Reply {
+        let stats = Stats {
+            interfaces: self.manager.stats(),
+            uplinks: self.manager.uplinks(),
+            worker: self.data.run(|worker| worker.worker_counters()).unwrap_or_default(),
+        };
+        to_reply(stats)
+    }
+
+    /// Starts a stream; the reply is sent when it ends.
+    fn generate(&mut self, request: Request, reply: &Sender<Reply>) -> Result<(), Failure> {
+        let Request::Generate { to, vif, ip, source_ip, port, frame_bytes, count, rate } = request else {
+            return Ok(());
+        };
+        let bad = |message: String| Err(Failure::new(FailureKind::BadValue, message));
+        if !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&frame_bytes) {
+            return bad(format!(
+                "bad frame size {frame_bytes}: it can be {MIN_FRAME_BYTES} to {MAX_FRAME_BYTES} bytes"
+            ));
+        }
+        if count == 0 || rate == Some(0) {
+            return bad("a count or rate of 0 generates nothing".into());
+        }
+        let (target, dst_mac) = if to == "sink" {
+            (Target::Sink, Mac([0x02, 0, 0, 0, 0, 0x02]))
+        } else {
+            let (port, mac) = match self.manager.connected(&to, vif) {
+                Some(found) => found,
+                None => {
+                    self.manager.find(&to)?;
+                    let message = format!("domain {to:?} has no connected interface; see `drayage list`");
+                    return Err(Failure::new(FailureKind::NotFound, message));
+                }
+            };
+            (Target::Guest(port), mac)
+        };
+        let stream = Stream {
+            src_mac: GENERATOR_MAC,
+            dst_mac,
+            src_ip: source_ip,
+            dst_ip: ip,
+            src_port: 4000,
+            dst_port: port,
+            frame_bytes,
+            count,
+            rate,
+        };
+        let (tell, done) = channel();
+        let started = self.data.run(move |worker| worker.start_stream(&stream, target, tell));
+        if started != Some(true) {
+            let message = "the generator is at work already; wait until it has finished";
+            return Err(Failure::new(FailureKind::Taken, message));
+        }
+        let reply = reply.clone();
+        std::thread::spawn(move || {
+            let answer = match done.recv() {
+                Ok((report, sink)) => to_reply(Generated { report, sink }),
+                Err(_) => Reply::Error(Failure::new(FailureKind::Other, "the data path went away")),
+            };
+            let _ = reply.send(answer);
+        });
+        Ok(())
+    }
+}
+
+fn to_reply(value: impl serde::Serialize) -> Reply {
+    match serde_json::to_value(value) {
+        Ok(value) => Reply::Ok(value),
+        Err(error) => Reply::Error(Failure::new(FailureKind::Other, error.to_string())),
+    }
+}
+
+/// Turns the texts of a request into what they mean.
+fn attach_request(request: Request) -> Result<AttachRequest, Failure> {
+    let Request::Attach { domain, vif, mac, port, policy, size_bytes, containers } = request else {
+        return Err(Failure::new(FailureKind::Other, "not an attachment"));
+    };
+    let bad = |message: String| Failure::new(FailureKind::BadValue, message);
+    let mac = mac
+        .map(|text| {
+            let parsed = drayage_wire::keys::parse_mac(text.as_bytes()).map(Mac);
+            parsed.ok_or_else(|| bad(format!("bad mac {text:?}: write six bytes as in 00:16:3e:01:02:03")))
+        })
+        .transpose()?;
+    let policy = match policy {
+        Some(text) => text.parse().map_err(|error: crate::policy::BadPolicy| bad(error.to_string()))?,
+        None => Policy::default(),
+    };
+    let port = port
+        .map(|text| text.parse().map_err(|error: crate::port::spec::BadPort| bad(error.to_string())))
+        .transpose()?;
+    let size_bytes = size_bytes.unwrap_or(DEFAULT_SIZE_BYTES);
+    Ok(AttachRequest { domain, vif, mac, port, policy, size_bytes, containers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attach(mac: Option<&str>, port: Option<&str>, policy: Option<&str>) -> Result<AttachRequest, Failure> {
+        attach_request(Request::Attach {
+            domain: "guest".into(),
+            vif: None,
+            mac: mac.map(Into::into),
+            port: port.map(Into::into),
+            policy: policy.map(Into::into),
+            size_bytes: None,
+            containers: Default::default(),
+        })
+    }
+
+    #[test]
+    fn texts_are_judged_and_named() {
+        let good = attach(Some("00:16:3e:00:00:01"), Some("tap:dry0"), None).unwrap();
+        assert_eq!((good.policy, good.size_bytes), (Policy::default(), 65_536));
+        for (request, named) in [
+            (attach(Some("00:16:3e"), None, None), "bad mac \"00:16:3e\""),
+            (attach(None, Some("eth0"), None), "bad port \"eth0\""),
+            (attach(None, None, Some("soon")), "bad policy \"soon\""),
+        ] {
+            let failure = request.unwrap_err();
+            assert!(failure.message.contains(named), "{failure}");
+            assert_eq!(failure.kind, FailureKind::BadValue);
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_read_and_its_mistakes_are_named() {
+        let config: Config = toml::from_str("socket = \"/tmp/d\"\n[worker]\nholdoff_us = 50").unwrap();
+        assert_eq!(config.worker, Settings { holdoff_us: 50, ..Settings::default() });
+        assert!(toml::from_str::<Config>("sockets = 1").unwrap_err().to_string().contains("sockets"));
+        let failure = Config::read(Path::new("/nowhere/drayage.toml")).unwrap_err();
+        assert!(failure.message.contains("/nowhere/drayage.toml"));
+    }
+}

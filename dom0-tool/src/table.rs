@@ -1,0 +1,137 @@
+//! Tables for people.
+//!
+//! It knows what is shown, and neither where it comes from nor where it is printed.
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+
+use crate::control::views::Interface;
+use crate::doctor::{Check, Verdict};
+use crate::ipc::Stats;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    table.set_header(header.iter().copied());
+    table
+}
+
+/// Shows what is attached.
+pub fn interfaces(list: &[Interface]) -> String {
+    if list.is_empty() {
+        return "nothing is attached: `drayage attach DOMAIN`".into();
+    }
+    let mut table = table(&["domain", "id", "vif", "mac", "port", "state", "containers", "policy", "size"]);
+    for one in list {
+        let containers = match (one.rx_containers, one.tx_containers) {
+            (Some(rx), Some(tx)) => match (rx, tx) {
+                (true, true) => "rx tx",
+                (true, false) => "rx",
+                (false, true) => "tx",
+                (false, false) => "no",
+            },
+            _ => "-",
+        };
+        table.add_row([
+            one.name.clone(),
+            one.domain.map_or("-".into(), |id| id.to_string()),
+            one.vif.to_string(),
+            one.mac.clone(),
+            one.port.clone().unwrap_or_else(|| "-".into()),
+            one.state.clone(),
+            containers.into(),
+            one.policy.clone(),
+            one.size_bytes.to_string(),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// Shows counters: a block for each interface, and a table of uplinks.
+pub fn stats(stats: &Stats) -> String {
+    let mut text = String::new();
+    for one in &stats.interfaces {
+        let counters = &one.counters;
+        text.push_str(&format!("{} ({}) vif {}: {}\n", one.name, one.domain, one.vif, one.state));
+        let mut table = table(&[
+            "",
+            "packets",
+            "bytes",
+            "containers",
+            "packets/container",
+            "slots",
+            "grant ops",
+            "grant bytes",
+            "copies",
+        ]);
+        for (name, direction, ratio) in [
+            ("rx", &counters.rx, one.rx_packets_per_container),
+            ("tx", &counters.tx, one.tx_packets_per_container),
+        ] {
+            table.add_row([
+                name.to_owned(),
+                direction.packets.to_string(),
+                direction.bytes.to_string(),
+                direction.containers.to_string(),
+                ratio.map_or("-".into(), |r| format!("{r:.1}")),
+                direction.slots.to_string(),
+                direction.grant_ops.to_string(),
+                direction.copied_bytes.to_string(),
+                direction.copies.to_string(),
+            ]);
+        }
+        text.push_str(&table.trim_fmt());
+        let (f, d) = (&counters.flushes, &counters.drops);
+        text.push_str(&format!(
+            "\nflushes: full {}, idle {}, deadline {}, ring end {}; longest hold {} us\n",
+            f.full,
+            f.idle,
+            f.deadline,
+            f.ring_end,
+            counters.longest_hold_ns / 1000
+        ));
+        text.push_str(&format!(
+            "hypercalls {}, events in {}, events out {}, wake-ups {}, guest errors {}\n",
+            counters.hypercalls,
+            counters.events_in,
+            counters.events_out,
+            counters.wakeups,
+            counters.guest_errors
+        ));
+        text.push_str(&format!(
+            "drops: queue full {}, too large {}, bad buffer {}, not segmentable {}, malformed {}, unreadable {}, \
+             no destination {}\n\n",
+            d.queue_full, d.too_large, d.bad_buffer, d.not_segmentable, d.malformed, d.unreadable, d.no_destination
+        ));
+    }
+    if !stats.uplinks.is_empty() {
+        let mut table = table(&["uplink", "received", "bytes", "sent", "bytes", "send drops", "batches"]);
+        for one in &stats.uplinks {
+            let c = &one.counters;
+            let numbers = [c.received, c.received_bytes, c.sent, c.sent_bytes, c.send_drops, c.batches];
+            table.add_row(std::iter::once(one.port.clone()).chain(numbers.map(|n| n.to_string())));
+        }
+        text.push_str(&table.trim_fmt());
+        text.push('\n');
+    }
+    let w = &stats.worker;
+    text.push_str(&format!(
+        "loop: passes {}, sleeps {}, batches of grant copies {}, grant copies {}",
+        w.passes, w.sleeps, w.copy_batches, w.copies
+    ));
+    text
+}
+
+/// Shows checks.
+pub fn checks(checks: &[Check]) -> String {
+    let mut table = table(&["", "check", "found", "to do"]);
+    for check in checks {
+        let mark = match check.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Note => "note",
+            Verdict::Bad => "BAD",
+        };
+        table.add_row([mark, &check.name, &check.found, &check.mend]);
+    }
+    table.trim_fmt()
+}
