@@ -188,24 +188,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         {
             return bad(format!("bad mac {mac}: the first byte of a guest's own address is even"));
         }
-        let taken = nodes::interfaces(&self.store, domain.id)?;
-        let ours = self.devices.keys().find(|(id, _)| *id == domain.id).map(|(_, vif)| *vif);
-        let vif = match (request.vif, ours) {
-            (Some(vif), _) if taken.contains(&vif) => {
-                let message = format!("domain {:?} has an interface {vif} already", domain.name);
-                return Err(Failure::new(FailureKind::Taken, message));
-            }
-            (Some(vif), _) => vif,
-            (None, Some(vif)) => {
-                let name = &domain.name;
-                let message = format!(
-                    "domain {name:?} is attached already, as interface {vif}: `drayage detach {name}` \
-                     first, or name another interface with --vif"
-                );
-                return Err(Failure::new(FailureKind::Taken, message));
-            }
-            (None, None) => (0..).find(|n| !taken.contains(n)).unwrap_or_default(),
-        };
+        let vif = self.choose_vif(&domain, request)?;
         let attachment = Attachment {
             mac: request.mac.unwrap_or_else(|| derived_mac(&domain.uuid, vif)),
             uuid: domain.uuid.clone(),
@@ -228,6 +211,33 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         self.remembered.push(Remembered { attachment: attachment.clone(), gone_since_ns: None });
         self.save();
         Ok(attachment)
+    }
+
+    /// Chooses the number of a new interface. A domain that has one of ours gets another only if the request
+    /// says how it is told from the first: by number or by address.
+    fn choose_vif(&self, domain: &Domain, request: &AttachRequest) -> Result<u32, Failure> {
+        let name = &domain.name;
+        let taken = |message: String| Err(Failure::new(FailureKind::Taken, message));
+        let numbers = nodes::interfaces(&self.store, domain.id)?;
+        let mut ours = self.devices.iter().filter(|((id, _), _)| *id == domain.id);
+        if let Some(mac) = request.mac
+            && let Some(((_, vif), _)) = ours.clone().find(|(_, device)| device.attachment.mac == mac)
+        {
+            return taken(format!(
+                "domain {name:?} is attached already: its interface {vif} has the mac {mac}"
+            ));
+        }
+        match (request.vif, ours.next()) {
+            (Some(vif), _) if numbers.contains(&vif) => {
+                taken(format!("domain {name:?} has an interface {vif} already; name another with --vif"))
+            }
+            (Some(vif), _) => Ok(vif),
+            (None, Some(((_, vif), _))) if request.mac.is_none() => taken(format!(
+                "domain {name:?} is attached already, as interface {vif}: `drayage detach {name}` first, or \
+                 tell a second interface from it with --vif or --mac"
+            )),
+            (None, _) => Ok((0..).find(|n| !numbers.contains(n)).unwrap_or_default()),
+        }
     }
 
     /// Makes the nodes of an attachment, and waits for the frontend.

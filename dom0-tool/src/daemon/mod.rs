@@ -104,7 +104,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     daemon.manager.recall(Monotonic.now_ns())?;
     stop_on_signals(tell.clone())?;
     server::serve(listener, tell);
-    tracing::info!("serving as domain {own}, listening on {}", socket.display());
+    tracing::info!("ready: serving as domain {own}, listening on {}", socket.display());
     let result = daemon.work(&events);
     // Nobody is to find a socket that nobody listens on.
     let _ = std::fs::remove_file(&socket);
