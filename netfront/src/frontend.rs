@@ -141,7 +141,7 @@ impl<P: Platform + Store + Clone> Netfront<P> {
     /// Starts to close all vifs, before the guest ends. Watch events bring it to its end.
     pub fn close(&mut self) {
         for vif in &mut self.vifs {
-            vif.close(&mut self.after);
+            vif.end(&mut self.after);
         }
     }
 

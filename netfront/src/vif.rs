@@ -130,6 +130,8 @@ pub struct Vif<P> {
     /// What we wrote last as our state.
     state: State,
     problem: Option<Problem>,
+    /// Whether the guest ends: a backend that starts over finds nobody any more.
+    ending: bool,
     pub(crate) link: Option<Link<P>>,
     pub(crate) counters: Counters,
     /// Set by the data path, and acted upon by the control path.
@@ -277,6 +279,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
             phase: Phase::Closed,
             state: State::Unknown,
             problem: None,
+            ending: false,
             link: None,
             counters: Counters::default(),
             broken: None,
@@ -338,6 +341,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
                 let moved = backend != self.backend.as_bytes();
                 let anew = self.state != State::Initialising && self.own_state() == State::Initialising;
                 if (moved || anew)
+                    && !self.ending
                     && let Some(identity) = Identity::read(&self.platform, &self.dir)
                 {
                     self.disconnect(after);
@@ -385,7 +389,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
 
     /// Starts over where the backend is ready for that, or would be if we were.
     fn follow_closed(&mut self, backend: State, after: &mut Aftermath<P>) {
-        if self.problem.is_some() {
+        if self.problem.is_some() || self.ending {
             return;
         }
         let online = || number(&self.platform, &self.backend, keys::ONLINE) == Some(1);
@@ -487,6 +491,12 @@ impl<P: Platform + Store + Clone> Vif<P> {
         }
         let state = State::Connected.value().as_bytes();
         self.platform.write(within, &join(&self.dir, keys::STATE), state)
+    }
+
+    /// Closes the vif for good.
+    pub(crate) fn end(&mut self, after: &mut Aftermath<P>) {
+        self.ending = true;
+        self.close(after);
     }
 
     /// Closes the vif in order: the backend is told, and lets go first.
