@@ -57,6 +57,11 @@ impl End {
         lock(&self.arrives).lose_every = n;
     }
 
+    /// Loses one of every `n` frames that leave here from now on; 0 loses none.
+    pub fn lose_departing_every(&self, n: u64) {
+        lock(&self.departs).lose_every = n;
+    }
+
     /// Returns how many frames were lost on their way to this end.
     pub fn lost(&self) -> u64 {
         lock(&self.arrives).lost
@@ -91,6 +96,13 @@ impl End {
     /// Returns how many frames arrived and were not taken.
     pub fn waiting(&self) -> usize {
         lock(&self.arrives).frames.len()
+    }
+}
+
+impl End {
+    /// Returns how many frames were sent from here and not taken at the other end.
+    pub fn departing(&self) -> usize {
+        lock(&self.departs).frames.len()
     }
 }
 

@@ -134,6 +134,17 @@ impl Hand {
         }
     }
 
+    /// Removes the nodes of both ends, as a toolstack does when a device is unplugged.
+    ///
+    /// # Panics
+    /// When xenstore refuses.
+    pub fn unplug(&mut self) {
+        self.disconnect();
+        for dir in [front_dir(self.guest, self.handle), back_dir(self.guest, self.handle)] {
+            self.store.remove(NO_TRANSACTION, &dir).expect("domain 0 may");
+        }
+    }
+
     fn wired(&mut self) -> &mut Wired {
         self.wired.as_mut().expect("the test has connected")
     }

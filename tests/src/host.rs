@@ -1,4 +1,4 @@
-//! A host with a smoltcp stack on any device, and the transfers that tests make between two of them. Every byte
+//! A smoltcp stack on any device, and the transfers that tests make between two of them. Every byte
 //! that arrives is compared with what was sent, and hashed.
 //!
 //! It knows stacks and sockets; neither rings nor backends.
@@ -9,44 +9,48 @@ use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpEndpoint};
 
-/// A stack, its sockets, and the device under it.
-pub struct Host<D> {
-    /// The device.
-    pub device: D,
-    interface: Interface,
-    sockets: SocketSet<'static>,
+/// A stack with its sockets. The device under it is passed in.
+pub struct Stack {
+    /// The interface.
+    pub interface: Interface,
+    /// The sockets.
+    pub sockets: SocketSet<'static>,
 }
 
-impl<D> std::fmt::Debug for Host<D> {
+impl std::fmt::Debug for Stack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Host {:?}", self.interface.ip_addrs())
+        write!(f, "Stack {:?}", self.interface.ip_addrs())
     }
 }
 
-impl<D: Device> Host<D> {
-    /// Returns a host with one address, such as `10.0.0.1/24`.
+/// Returns the stack's notion of a time in nanoseconds.
+pub fn instant(now_ns: u64) -> Instant {
+    Instant::from_micros((now_ns / 1000) as i64)
+}
+
+impl Stack {
+    /// Returns a stack with one address, such as `10.0.0.1/24`.
     ///
     /// # Panics
     /// When the address is none.
-    pub fn new(mut device: D, mac: [u8; 6], address: &str) -> Self {
+    pub fn new(device: &mut impl Device, mac: [u8; 6], address: &str) -> Self {
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         config.random_seed = u64::from(mac[5]) + 1;
-        let mut interface = Interface::new(config, &mut device, Instant::ZERO);
+        let mut interface = Interface::new(config, device, Instant::ZERO);
         let address: IpCidr = address.parse().expect("an address with a prefix length");
         interface.update_ip_addrs(|list| list.push(address).expect("there is room for one"));
-        Self { device, interface, sockets: SocketSet::new(Vec::new()) }
+        Self { interface, sockets: SocketSet::new(Vec::new()) }
     }
 
     /// Lets the stack do what it can at a time.
-    pub fn poll(&mut self, now_ns: u64) {
-        let now = Instant::from_micros((now_ns / 1000) as i64);
-        self.interface.poll(now, &mut self.device, &mut self.sockets);
+    pub fn poll(&mut self, device: &mut impl Device, now_ns: u64) {
+        self.interface.poll(instant(now_ns), device, &mut self.sockets);
     }
 
     /// Returns when the stack wants to be polled next, in nanoseconds from now; `None` when it waits for frames.
     pub fn delay_ns(&mut self, now_ns: u64) -> Option<u64> {
-        let now = Instant::from_micros((now_ns / 1000) as i64);
-        self.interface.poll_delay(now, &self.sockets).map(|delay| delay.total_micros() * 1000)
+        let delay = self.interface.poll_delay(instant(now_ns), &self.sockets);
+        delay.map(|delay| delay.total_micros() * 1000)
     }
 
     /// Opens a UDP socket on a port, with room for `packets` of 2 KiB each way.
@@ -148,8 +152,8 @@ impl UdpSource {
     }
 
     /// Sends what the socket takes, at most `burst`. Returns whether all is sent.
-    pub fn step<D: Device>(&mut self, host: &mut Host<D>, burst: u32) -> bool {
-        let socket = host.udp_socket(self.socket);
+    pub fn step(&mut self, stack: &mut Stack, burst: u32) -> bool {
+        let socket = stack.udp_socket(self.socket);
         for _ in 0..burst {
             if self.next == self.count || !socket.can_send() {
                 break;
@@ -174,12 +178,12 @@ impl UdpSource {
 }
 
 /// Takes what a [`UdpSource`] of the same shape sends, and judges it.
-#[derive(Debug)]
 pub struct UdpSink {
     socket: SocketHandle,
     stream: u32,
     sizes: fn(u32) -> usize,
     seen: Vec<bool>,
+    got: u32,
     /// Datagrams that differ from what was sent.
     pub wrong: u32,
     /// Datagrams that came twice.
@@ -189,16 +193,27 @@ pub struct UdpSink {
     newest: Option<u32>,
 }
 
+impl std::fmt::Debug for UdpSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { stream, got, seen, wrong, twice, late, .. } = self;
+        let missing: Vec<usize> = (0..seen.len()).filter(|n| !seen[*n]).take(20).collect();
+        write!(
+            f,
+            "UdpSink {stream}: {got} came, {wrong} wrong, {twice} twice, {late} late, missing {missing:?}"
+        )
+    }
+}
+
 impl UdpSink {
     /// Returns a sink for `count` datagrams.
     pub fn new(socket: SocketHandle, stream: u32, count: u32, sizes: fn(u32) -> usize) -> Self {
         let seen = vec![false; count as usize];
-        Self { socket, stream, sizes, seen, wrong: 0, twice: 0, late: 0, newest: None }
+        Self { socket, stream, sizes, seen, got: 0, wrong: 0, twice: 0, late: 0, newest: None }
     }
 
     /// Takes what is there, at most `most` datagrams. Returns how many have come.
-    pub fn step<D: Device>(&mut self, host: &mut Host<D>, most: u32) -> u32 {
-        let socket = host.udp_socket(self.socket);
+    pub fn step(&mut self, stack: &mut Stack, most: u32) -> u32 {
+        let socket = stack.udp_socket(self.socket);
         for _ in 0..most {
             let Ok((payload, _)) = socket.recv() else { break };
             let Some((head, _)) = payload.split_first_chunk::<DATAGRAM_HEAD>() else {
@@ -219,11 +234,18 @@ impl UdpSink {
                 self.wrong += 1;
                 continue;
             }
-            self.twice += u32::from(std::mem::replace(&mut self.seen[number as usize], true));
+            let again = std::mem::replace(&mut self.seen[number as usize], true);
+            self.twice += u32::from(again);
+            self.got += u32::from(!again);
             self.late += u32::from(self.newest > Some(number));
             self.newest = self.newest.max(Some(number));
         }
-        self.seen.iter().filter(|seen| **seen).count() as u32
+        self.got()
+    }
+
+    /// Returns how many datagrams have come.
+    pub fn got(&self) -> u32 {
+        self.got
     }
 
     /// Asserts that nothing that came was wrong, twice or out of order.
@@ -253,8 +275,8 @@ impl TcpSource {
     }
 
     /// Sends what the socket takes. Returns whether all is sent and the connection is closed from here.
-    pub fn step<D: Device>(&mut self, host: &mut Host<D>) -> bool {
-        let socket = host.tcp_socket(self.socket);
+    pub fn step(&mut self, stack: &mut Stack) -> bool {
+        let socket = stack.tcp_socket(self.socket);
         while self.sent < self.bytes && socket.can_send() {
             let (stream, sent, left) = (self.stream, self.sent, self.bytes - self.sent);
             let hash = &mut self.hash;
@@ -273,6 +295,11 @@ impl TcpSource {
             socket.close();
         }
         done
+    }
+
+    /// Returns how many bytes the socket took.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Returns the hash of what was sent.
@@ -299,8 +326,8 @@ impl TcpSink {
     }
 
     /// Takes at most `most` bytes. Returns how many came so far.
-    pub fn step<D: Device>(&mut self, host: &mut Host<D>, most: usize) -> u64 {
-        let socket = host.tcp_socket(self.socket);
+    pub fn step(&mut self, stack: &mut Stack, most: usize) -> u64 {
+        let socket = stack.tcp_socket(self.socket);
         let mut left = most;
         while left > 0 && socket.can_recv() {
             let (stream, got) = (self.stream, self.got);
@@ -320,9 +347,14 @@ impl TcpSink {
     }
 
     /// Returns whether the other end has closed the connection and all of it was taken.
-    pub fn ended<D: Device>(&self, host: &mut Host<D>) -> bool {
-        let socket = host.tcp_socket(self.socket);
+    pub fn ended(&self, stack: &mut Stack) -> bool {
+        let socket = stack.tcp_socket(self.socket);
         !socket.may_recv() && !socket.can_recv() && self.got > 0
+    }
+
+    /// Returns how many bytes came.
+    pub fn got(&self) -> u64 {
+        self.got
     }
 
     /// Returns the hash of what came.

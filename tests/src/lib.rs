@@ -1,7 +1,11 @@
 //! Helpers of the whole-system tests. Each module says what it knows; none is part of the product.
 #![forbid(unsafe_code)]
 
+pub mod back;
 pub mod cable;
+pub mod connector;
 pub mod hand;
 pub mod host;
 pub mod probe;
+pub mod tasks;
+pub mod world;

@@ -1,0 +1,515 @@
+//! A whole machine in one thread: domain 0 with the real backend's worker, guests with the real driver, a stack in
+//! each guest and one at the far end of the backend's uplink.
+//!
+//! Nobody here polls: a guest runs when one of its event channels is pending or its stack's time has come, the
+//! worker when its file would be readable or it asked for the time. Time is simulated, and only passes when there is
+//! nothing else to do. When nothing is left to wait for and the work is not done, a wake-up was lost, and
+//! [`World::run`] says so.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use drayage::clock::Clock;
+use drayage::policy::Policy;
+use drayage::port::{Batch, Sent, Uplink};
+use drayage::switch::{Mac, PortId, Segment};
+use drayage::vif::rx::Wish;
+use drayage::worker::{Next, Settings, Uplinks, Worker};
+use drayage_netfront::platform::DomainId;
+use drayage_netfront::{Netfront, Options, Readiness, Vif};
+use drayage_wire::checksum;
+use drayage_wire::container::{Checksum, Meta};
+use memxen::Hypervisor;
+use memxen::front::Front;
+use smoltcp::iface::{PollIngressSingleResult, PollResult};
+
+use crate::back::Back;
+use crate::cable::{End, cable};
+use crate::connector::{Connector, Offers};
+use crate::host::{Stack, instant};
+use crate::tasks::Tasks;
+
+/// The one segment of the world.
+pub const LAN: Segment = Segment(1);
+/// The number of every guest's vif.
+pub const HANDLE: u32 = 0;
+/// How long a round takes, in nanoseconds.
+const ROUND_NS: u64 = 1000;
+
+/// The time of the world.
+#[derive(Clone, Debug, Default)]
+pub struct WorldClock(Rc<Cell<u64>>);
+
+impl Clock for WorldClock {
+    fn now_ns(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// What the uplink does with checksums on the way in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arriving {
+    /// Nothing: they are filled, and to be verified.
+    Filled,
+    /// They are taken out, as the kernel's are that never left memory.
+    Blank,
+}
+
+struct CableUplink {
+    end: End,
+    arriving: Arriving,
+}
+
+impl Uplink for CableUplink {
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+
+    fn receive(&mut self, batch: &mut Batch) {
+        while batch.has_room() {
+            let Some(mut frame) = self.end.take() else { break };
+            let blank = self.arriving == Arriving::Blank && checksum::blank(&mut frame).is_some();
+            let checksum = if blank { Checksum::Blank } else { Checksum::Unverified };
+            let pushed = batch.push_with(|memory| {
+                memory[..frame.len()].copy_from_slice(&frame);
+                Ok::<_, std::convert::Infallible>((0..frame.len(), Meta { checksum, gso: None }))
+            });
+            let Ok(()) = pushed;
+        }
+    }
+
+    fn send(&mut self, frame: &[u8], meta: Meta) -> Sent {
+        let mut frame = frame.to_vec();
+        if meta.checksum == Checksum::Blank {
+            assert!(checksum::fill(&mut frame), "a blank checksum is in a frame that has one");
+        }
+        self.end.send(frame);
+        Sent::Yes
+    }
+}
+
+/// How a guest reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// All that is there, whenever it runs.
+    Eager,
+    /// So many frames, and then not before so many nanoseconds have passed.
+    Slow {
+        /// See above.
+        frames: usize,
+        /// See above.
+        rest_ns: u64,
+    },
+}
+
+/// A guest.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its number.
+    pub id: DomainId,
+    /// Its driver.
+    pub driver: Netfront<Front>,
+    /// Its stack, once its vif was up.
+    pub stack: Option<Stack>,
+    /// What it does.
+    pub tasks: Tasks,
+    /// How it reads.
+    pub pace: Pace,
+    platform: Front,
+    mac: [u8; 6],
+    address: String,
+    readiness: Readiness,
+    /// When it wants to run next; it runs earlier when it is woken.
+    due_ns: Option<u64>,
+    /// Until when it does not run, whatever happens.
+    rests_until_ns: u64,
+}
+
+impl Guest {
+    /// Returns its vif.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn vif(&mut self) -> &mut Vif<Front> {
+        self.driver.vif_mut(HANDLE).expect("the guest has a vif")
+    }
+
+    /// Takes watch events and does what is due outside the data path. Returns whether there were any.
+    pub fn pump(&mut self) -> bool {
+        let mut any = false;
+        while let Some(event) = self.platform.next_event() {
+            self.driver.watch_fired(&event.path, &event.token);
+            any = true;
+        }
+        self.driver.service();
+        while self.driver.next_change().is_some() {
+            any = true;
+        }
+        any
+    }
+
+    fn is_woken(&mut self, hv: &Hypervisor, now_ns: u64) -> bool {
+        if now_ns < self.rests_until_ns {
+            return false;
+        }
+        let Some(vif) = self.driver.vif_mut(HANDLE) else { return false };
+        self.readiness == Readiness::Busy
+            || self.due_ns.is_some_and(|due_ns| due_ns <= now_ns)
+            || vif.ports().any(|port| hv.is_pending(self.id, port))
+    }
+
+    /// One waking of the guest: the loop of a kernel, as netfront's documentation has it.
+    fn turn(&mut self, now_ns: u64) {
+        let Some(vif) = self.driver.vif_mut(HANDLE).filter(|vif| vif.is_up()) else { return };
+        let (mac, address) = (self.mac, &self.address);
+        let stack = self.stack.get_or_insert_with(|| Stack::new(vif, mac, address));
+        let now = instant(now_ns);
+        let batch = if let Pace::Slow { frames, .. } = self.pace { frames } else { 32 };
+        let more = loop {
+            let taken = vif.ingress(now, &mut stack.interface, &mut stack.sockets, batch);
+            let moved = self.tasks.step(stack);
+            // Each pass sends a packet of every socket that has one.
+            while stack.interface.poll_egress(now, vif, &mut stack.sockets) != PollResult::None {}
+            vif.flush();
+            let more = taken == batch || moved;
+            if !more || self.pace != Pace::Eager {
+                break more;
+            }
+        };
+        self.readiness = vif.rearm();
+        if let Pace::Slow { rest_ns, .. } = self.pace {
+            self.rests_until_ns = now_ns + rest_ns;
+        }
+        self.due_ns = match self.readiness {
+            Readiness::Busy => Some(now_ns),
+            // A slow guest has not done all that it could.
+            _ if more => Some(now_ns),
+            Readiness::Idle => stack.delay_ns(now_ns).map(|delay_ns| now_ns + delay_ns),
+            Readiness::SendBlocked => None,
+        };
+    }
+
+    fn next_ns(&self) -> Option<u64> {
+        self.due_ns.map(|due_ns| due_ns.max(self.rests_until_ns))
+    }
+}
+
+/// The host at the far end of the uplink.
+#[derive(Debug)]
+pub struct Far {
+    /// Its end of the cable.
+    pub end: End,
+    /// Its stack.
+    pub stack: Stack,
+    /// What it does.
+    pub tasks: Tasks,
+}
+
+impl Far {
+    /// Takes all that came, in batches, so that no socket overflows while its application waits for its turn. Returns
+    /// whether the applications did anything.
+    fn turn(&mut self, now_ns: u64) -> bool {
+        let Self { end, stack, tasks } = self;
+        let now = instant(now_ns);
+        let mut any = false;
+        loop {
+            let mut taken = 0;
+            while taken < 32
+                && stack.interface.poll_ingress_single(now, end, &mut stack.sockets)
+                    != PollIngressSingleResult::None
+            {
+                taken += 1;
+            }
+            any |= tasks.step(stack);
+            if taken == 0 {
+                stack.poll(end, now_ns);
+                return any;
+            }
+        }
+    }
+}
+
+/// How a world is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// What the backend offers.
+    pub offers: Offers,
+    /// What the guests want.
+    pub options: Options,
+    /// When containers go out.
+    pub policy: Policy,
+    /// What the uplink does with checksums.
+    pub arriving: Arriving,
+    /// How the worker trades delay for wake-ups.
+    pub settings: Settings,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            offers: Offers::default(),
+            options: Options::default(),
+            policy: Policy::default(),
+            arriving: Arriving::Filled,
+            settings: Settings::default(),
+        }
+    }
+}
+
+/// The machine.
+pub struct World {
+    /// The hypervisor.
+    pub hv: Hypervisor,
+    /// The backend's data path.
+    pub worker: Worker<Back, WorldClock>,
+    /// The guests.
+    pub guests: Vec<Guest>,
+    /// The host beyond.
+    pub far: Far,
+    /// The backend's control path.
+    pub connector: Connector,
+    /// Passes of the worker.
+    pub passes: u64,
+    shape: Shape,
+    clock: WorldClock,
+    next: Next,
+}
+
+impl World {
+    /// Makes a world without guests.
+    ///
+    /// # Panics
+    /// When the worker takes no uplink.
+    pub fn new(shape: Shape) -> Self {
+        let hv = Hypervisor::new();
+        let clock = WorldClock::default();
+        let mut worker = Worker::new(Back::new(&hv), clock.clone(), shape.settings);
+        let (near, mut end) = cable();
+        let uplink = CableUplink { end: near, arriving: shape.arriving };
+        worker.add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
+        let stack = Stack::new(&mut end, [2, 0, 0, 0, 0, 1], "10.0.0.1/24");
+        let connector = Connector::new(&hv, shape.offers, shape.policy);
+        Self {
+            hv,
+            worker,
+            guests: Vec::new(),
+            far: Far { end, stack, tasks: Tasks::default() },
+            connector,
+            passes: 0,
+            shape,
+            clock,
+            next: Next { when: Wish::Now, uplinks: Uplinks::Awaited },
+        }
+    }
+
+    /// Adds a guest with the address 10.0.0.`id` and connects it. Returns its index.
+    ///
+    /// # Panics
+    /// When its vif does not come up.
+    pub fn add_guest(&mut self, id: u16) -> usize {
+        let index = self.add_domain(id);
+        self.attach(index);
+        index
+    }
+
+    /// Adds a guest without a vif.
+    ///
+    /// # Panics
+    /// When xenstore fails.
+    pub fn add_domain(&mut self, id: u16) -> usize {
+        let id = DomainId(id);
+        self.hv.create_domain(id);
+        let platform = Front::new(&self.hv, id);
+        let driver = Netfront::new(platform.clone(), self.shape.options).expect("xenstore works");
+        self.guests.push(Guest {
+            id,
+            driver,
+            stack: None,
+            tasks: Tasks::default(),
+            pace: Pace::Eager,
+            platform,
+            mac: [2, 0, 0, 0, 1, id.0 as u8],
+            address: format!("10.0.0.{}/24", id.0),
+            readiness: Readiness::Busy,
+            due_ns: Some(0),
+            rests_until_ns: 0,
+        });
+        self.guests.len() - 1
+    }
+
+    /// Gives a guest a vif, and waits until it is up.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn attach(&mut self, index: usize) -> PortId {
+        let guest = &mut self.guests[index];
+        self.connector.plug(guest.id, guest.mac);
+        guest.pump();
+        let port = self.connector.connect(&mut self.worker, guest.id, Mac(guest.mac)).expect("it connects");
+        guest.pump();
+        assert!(guest.vif().is_up(), "{:?}", guest.vif().problem());
+        guest.readiness = Readiness::Busy;
+        // The worker is told of a new port by its control path.
+        self.next.when = Wish::Now;
+        port
+    }
+
+    /// Takes a guest's vif away, in order: the backend closes first, as when its operator detaches it.
+    ///
+    /// # Panics
+    /// When the guest has no vif.
+    pub fn detach(&mut self, index: usize) {
+        let guest = &mut self.guests[index];
+        self.connector.close(&mut self.worker, guest.id);
+        guest.pump();
+        self.connector.unplug(guest.id);
+        guest.pump();
+        // What the stack was sending is lost with the vif; a new one starts with a new stack's state of mind.
+        guest.readiness = Readiness::Idle;
+        guest.due_ns = None;
+    }
+
+    /// Returns the time, in nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
+    fn worker_is_woken(&self, now_ns: u64) -> bool {
+        let timely = match self.next.when {
+            Wish::Now => true,
+            Wish::At(at_ns) => at_ns <= now_ns,
+            Wish::Event => false,
+        };
+        let uplink = self.next.uplinks == Uplinks::Awaited && self.far.end.departing() > 0;
+        timely || uplink || self.worker.xen().is_readable()
+    }
+
+    /// Lets everybody run who has a reason to. Returns whether there was anybody.
+    pub fn round(&mut self) -> bool {
+        let now_ns = self.now_ns();
+        let mut any = self.far.end.waiting() > 0;
+        any |= self.far.turn(now_ns);
+        if self.worker_is_woken(now_ns) {
+            self.next = self.worker.pass();
+            self.passes += 1;
+            any = true;
+        }
+        for guest in &mut self.guests {
+            if guest.pump() {
+                any = true;
+            }
+            if guest.is_woken(&self.hv, now_ns) {
+                guest.turn(now_ns);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Returns when somebody wants to run next.
+    fn next_ns(&mut self) -> Option<u64> {
+        let now_ns = self.now_ns();
+        let worker = match self.next.when {
+            Wish::Now => Some(now_ns),
+            Wish::At(at_ns) => Some(at_ns),
+            Wish::Event => None,
+        };
+        let far = self.far.stack.delay_ns(now_ns).map(|delay_ns| now_ns + delay_ns);
+        // A resting guest that was woken runs when its rest is over.
+        let woken = |guest: &mut Guest| {
+            let until_ns = guest.rests_until_ns;
+            let hv = &self.hv;
+            guest.is_woken(hv, until_ns.max(now_ns)).then_some(until_ns)
+        };
+        let guests =
+            self.guests.iter_mut().filter_map(|guest| guest.next_ns().into_iter().chain(woken(guest)).min());
+        worker.into_iter().chain(far).chain(guests).min()
+    }
+
+    /// Runs until `done` holds.
+    ///
+    /// # Panics
+    /// When it does not within `limit_ns`, or when everybody sleeps for ever before it does.
+    pub fn run(&mut self, limit_ns: u64, mut done: impl FnMut(&mut Self) -> bool) {
+        let limit_ns = self.now_ns() + limit_ns;
+        loop {
+            let any = self.round();
+            if done(self) {
+                return;
+            }
+            let now_ns = self.now_ns();
+            let then_ns = if any {
+                now_ns + ROUND_NS
+            } else {
+                let Some(next_ns) = self.next_ns() else {
+                    panic!("everybody sleeps for ever: lost packets, or a lost wake-up\n{}", self.describe());
+                };
+                next_ns.max(now_ns + ROUND_NS)
+            };
+            assert!(then_ns < limit_ns, "not done in time\n{}", self.describe());
+            self.clock.0.set(then_ns);
+        }
+    }
+
+    /// Returns what everybody counted, for messages of failed tests.
+    pub fn describe(&mut self) -> String {
+        let mut text = format!("at {} ns, after {} passes: {:?}\n", self.now_ns(), self.passes, self.next);
+        for guest in &mut self.guests {
+            let back = self.connector.find(guest.id).and_then(|port| self.worker.counters(port));
+            let front = guest.driver.vif_mut(HANDLE).map(|vif| *vif.counters());
+            text += &format!("{:?} {:?}\nfront {front:#?}\nback {back:#?}\n", guest.id, guest.readiness);
+            text += &format!("{:?}\n", guest.tasks);
+        }
+        text + &format!("far {:?}", self.far.tasks)
+    }
+
+    /// Lets a guest run: its application has something new to do.
+    pub fn wake(&mut self, index: usize) {
+        self.guests[index].readiness = Readiness::Busy;
+    }
+
+    /// Lets time pass, and whoever wants to run, run.
+    pub fn idle_until(&mut self, then_ns: u64) {
+        while self.now_ns() < then_ns {
+            let any = self.round();
+            let now_ns = self.now_ns();
+            let next_ns = if any { Some(now_ns) } else { self.next_ns() };
+            self.clock.0.set(next_ns.map_or(then_ns, |next_ns| next_ns.max(now_ns + ROUND_NS).min(then_ns)));
+        }
+    }
+
+    /// Runs until nobody has a reason to run but timers of stacks that are more than a second away.
+    pub fn settle(&mut self) {
+        let limit_ns = self.now_ns() + 60_000_000_000;
+        loop {
+            let any = self.round();
+            let now_ns = self.now_ns();
+            let then_ns = match self.next_ns() {
+                _ if any => now_ns + ROUND_NS,
+                Some(next_ns) if next_ns < now_ns + 1_000_000_000 => next_ns.max(now_ns + ROUND_NS),
+                _ => return,
+            };
+            assert!(then_ns < limit_ns, "no end of it");
+            self.clock.0.set(then_ns);
+        }
+    }
+
+    /// Detaches every guest, and asserts that nothing is left of any vif and that nobody misused the hypervisor.
+    ///
+    /// # Panics
+    /// See above.
+    pub fn end(mut self) {
+        for index in 0..self.guests.len() {
+            if self.guests[index].driver.vif_mut(HANDLE).is_some() {
+                self.detach(index);
+            }
+            let id = self.guests[index].id;
+            assert_eq!(self.hv.claimed_grants(id), 0, "{id:?} has its grants back");
+            assert_eq!(self.hv.live_pools(id), 0, "{id:?} has its pages back");
+            assert_eq!(self.hv.open_ports(id), 0, "{id:?} has closed its ports");
+        }
+        assert_eq!(self.hv.live_mappings(crate::hand::DOM0), 0, "the backend maps nothing any more");
+        assert_eq!(self.hv.open_ports(crate::hand::DOM0), 0, "and has closed its ports");
+        self.hv.assert_clean();
+    }
+}

@@ -1,0 +1,228 @@
+//! The real driver and the real backend against each other, in one process: what goes in at one end comes out at the
+//! other, with containers and without, whatever the limits, and nobody is ever asleep when there is work.
+
+use drayage::policy::Policy;
+use drayage_netfront::{Counters, Options, Use};
+use drayage_tests::connector::Offers;
+use drayage_tests::host::{TcpSink, TcpSource, UdpSink, UdpSource};
+use drayage_tests::world::{Arriving, Pace, Shape, World};
+use smoltcp::wire::{IpAddress, IpEndpoint};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+fn at(id: u8, port: u16) -> IpEndpoint {
+    IpEndpoint::new(IpAddress::v4(10, 0, 0, id), port)
+}
+
+fn small(_: u32) -> usize {
+    18
+}
+
+fn mixed(n: u32) -> usize {
+    8 + (n as usize * 131) % 1465
+}
+
+/// Every way in which the two ends can have agreed.
+fn shapes() -> Vec<(&'static str, Shape)> {
+    let plain = Shape::default();
+    let rx_only = Offers { tx_containers: false, ..Offers::default() };
+    let tx_only = Offers { rx_containers: false, ..Offers::default() };
+    let neither = Offers { rx_containers: false, ..rx_only };
+    let unwanted = Options { rx_containers: Use::Never, tx_containers: Use::Never, ..Options::default() };
+    let page = Options { rx_container_max_bytes: 4096, ..Options::default() };
+    let odd = Options { rx_container_max_bytes: 12_288, ..Options::default() };
+    let fixed = Policy::Fixed { size_bytes: 16_384, timeout_us: 200 };
+    vec![
+        ("containers", plain),
+        ("containers towards the guest", Shape { offers: rx_only, ..plain }),
+        ("containers from the guest", Shape { offers: tx_only, ..plain }),
+        ("plain", Shape { offers: neither, ..plain }),
+        ("containers that the guest does not want", Shape { options: unwanted, ..plain }),
+        ("one event channel", Shape { offers: Offers { split: false, ..Offers::default() }, ..plain }),
+        ("one event channel, plain", Shape { offers: Offers { split: false, ..neither }, ..plain }),
+        ("containers of a page", Shape { options: page, ..plain }),
+        ("containers of three pages", Shape { options: odd, ..plain }),
+        (
+            "small containers from the guest",
+            Shape { offers: Offers { tx_max_bytes: 5000, ..Offers::default() }, ..plain },
+        ),
+        ("the papers' policy", Shape { policy: fixed, ..plain }),
+        ("blank checksums", Shape { arriving: Arriving::Blank, ..plain }),
+        ("blank checksums, plain", Shape { arriving: Arriving::Blank, offers: neither, ..plain }),
+    ]
+}
+
+/// Sends datagrams both ways between the far host and guest 0, and waits until they have come.
+fn datagrams_both_ways(world: &mut World, count: u32, sizes: fn(u32) -> usize) {
+    let id = world.guests[0].id.0 as u8;
+    world.settle();
+    let guest = &mut world.guests[0];
+    let stack = guest.stack.as_mut().expect("the vif is up");
+    let there = stack.udp(9, 256);
+    guest.tasks.udp_sinks.push(UdpSink::new(there, 1, count, sizes));
+    guest.tasks.udp_sources.push(UdpSource::new(there, at(1, 9), 2, count, sizes));
+    let here = world.far.stack.udp(9, 256);
+    world.far.tasks.udp_sinks.push(UdpSink::new(here, 2, count, sizes));
+    world.far.tasks.udp_sources.push(UdpSource::new(here, at(id, 9), 1, count, sizes));
+    // The guest has no event of its own that says that it has an application now.
+    world.wake(0);
+    world.run(60 * SECOND_NS, |world| {
+        world.guests[0].tasks.udp_sinks[0].got() == count && world.far.tasks.udp_sinks[0].got() == count
+    });
+    world.guests[0].tasks.udp_sinks[0].assert_right();
+    world.far.tasks.udp_sinks[0].assert_right();
+}
+
+/// Moves a stream each way between the far host and guest 0; `most` is what the guest reads at a time.
+fn streams_both_ways(world: &mut World, bytes: u64, most: usize) {
+    let id = world.guests[0].id.0 as u8;
+    world.settle();
+    let guest = &mut world.guests[0];
+    let stack = guest.stack.as_mut().expect("the vif is up");
+    let (listens, connects) = (stack.listen(7), stack.connect(at(1, 7), 40_000));
+    guest.tasks.tcp_sinks.push((TcpSink::new(listens, 3), most));
+    guest.tasks.tcp_sources.push(TcpSource::new(connects, 4, bytes));
+    let (listens, connects) = (world.far.stack.listen(7), world.far.stack.connect(at(id, 7), 40_001));
+    world.far.tasks.tcp_sinks.push((TcpSink::new(listens, 4), usize::MAX));
+    world.far.tasks.tcp_sources.push(TcpSource::new(connects, 3, bytes));
+    world.wake(0);
+    world.run(600 * SECOND_NS, |world| {
+        world.guests[0].tasks.tcp_sinks[0].0.got() == bytes && world.far.tasks.tcp_sinks[0].0.got() == bytes
+    });
+    let (inward, outward) = (&world.guests[0].tasks.tcp_sinks[0].0, &world.far.tasks.tcp_sinks[0].0);
+    assert_eq!((inward.wrong, outward.wrong), (0, 0));
+    assert_eq!(inward.hash(), world.far.tasks.tcp_sources[0].hash());
+    assert_eq!(outward.hash(), world.guests[0].tasks.tcp_sources[0].hash());
+}
+
+fn counters(world: &mut World) -> (Counters, drayage::vif::Counters) {
+    let id = world.guests[0].id;
+    let port = world.connector.port(id);
+    let back = world.worker.counters(port).expect("the guest is connected");
+    (*world.guests[0].vif().counters(), back)
+}
+
+/// Asserts that the two ends counted the same, and nothing that should not be.
+fn assert_books_balance(world: &mut World) {
+    world.settle();
+    let (front, back) = counters(world);
+    assert_eq!(front.rx.packets, back.rx.packets, "towards the guest");
+    assert_eq!(front.tx.packets, back.tx.packets, "from the guest");
+    assert_eq!(front.rx.container_packets, if back.rx.containers > 0 { back.rx.packets } else { 0 });
+    assert_eq!((front.rx.containers, front.tx.containers), (back.rx.containers, back.tx.containers));
+    assert_eq!((front.rx.sequence_gaps, front.rx.dropped.total(), back.drops.total()), (0, 0, 0));
+    assert_eq!((front.tx.errors, front.tx.bad_responses, back.guest_errors), (0, 0, 0));
+    assert_eq!(front.rx.revokes, front.rx.slots - front.rx.dropped.empty_slots, "one revoke for each page");
+}
+
+#[test]
+fn datagrams_arrive_in_every_shape() {
+    for (name, shape) in shapes() {
+        println!("{name}");
+        let mut world = World::new(shape);
+        world.add_guest(5);
+        datagrams_both_ways(&mut world, 3000, mixed);
+        assert_books_balance(&mut world);
+        world.end();
+    }
+}
+
+#[test]
+fn streams_arrive_in_every_shape() {
+    for (name, shape) in shapes() {
+        println!("{name}");
+        let mut world = World::new(shape);
+        world.add_guest(5);
+        streams_both_ways(&mut world, 1 << 20, usize::MAX);
+        assert_books_balance(&mut world);
+        world.end();
+    }
+}
+
+#[test]
+fn streams_survive_a_bad_cable_and_a_slow_reader() {
+    for (name, shape) in shapes() {
+        println!("{name}");
+        let mut world = World::new(shape);
+        world.add_guest(5);
+        world.far.end.lose_every(97);
+        world.far.end.lose_departing_every(89);
+        world.guests[0].pace = Pace::Slow { frames: 7, rest_ns: 300_000 };
+        streams_both_ways(&mut world, 300_000, 900);
+        assert!(world.far.end.lost() > 0);
+        world.end();
+    }
+}
+
+#[test]
+fn small_packets_share_containers_and_a_lone_one_does_not_wait() {
+    let mut world = World::new(Shape::default());
+    world.add_guest(5);
+    datagrams_both_ways(&mut world, 20_000, small);
+    let (front, back) = counters(&mut world);
+    let mean = back.rx.packets as f64 / back.rx.containers as f64;
+    assert!(mean > 4.0, "{mean} packets in a container under load");
+    assert!(back.rx.grant_ops * 3 < back.rx.packets, "copies: {} for {}", back.rx.grant_ops, back.rx.packets);
+    assert!(front.events * 2 < front.rx.packets, "{} events", front.events);
+
+    // One alone, to a guest that sleeps: it arrives within what a round takes, and no deadline is waited for.
+    world.settle();
+    let (_, before) = counters(&mut world);
+    let started_ns = world.now_ns();
+    let there = world.guests[0].stack.as_mut().expect("the vif is up").udp(10, 4);
+    world.guests[0].tasks.udp_sinks.push(UdpSink::new(there, 9, 1, small));
+    let here = world.far.stack.udp(10, 4);
+    world.far.tasks.udp_sources.push(UdpSource::new(here, at(5, 10), 9, 1, small));
+    world.run(SECOND_NS, |world| world.guests[0].tasks.udp_sinks[1].got() == 1);
+    assert!(world.now_ns() - started_ns < 20_000, "{} ns", world.now_ns() - started_ns);
+    let (_, after) = counters(&mut world);
+    assert_eq!(after.flushes.idle, before.flushes.idle + 1);
+    assert_eq!(after.flushes.deadline, before.flushes.deadline);
+    world.end();
+}
+
+#[test]
+fn nobody_wakes_for_nothing() {
+    for (name, shape) in shapes() {
+        println!("{name}");
+        let mut world = World::new(shape);
+        world.add_guest(5);
+        datagrams_both_ways(&mut world, 500, small);
+        world.settle();
+        let (passes, front) = (world.passes, counters(&mut world).0);
+        let limit_ns = world.now_ns() + 5 * SECOND_NS;
+        world.idle_until(limit_ns);
+        assert_eq!(world.passes, passes, "the worker sleeps");
+        assert_eq!(counters(&mut world).0, front, "and the guest");
+        world.end();
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_read_loses_its_own_packets_and_all_are_accounted_for() {
+    for (name, shape) in shapes() {
+        println!("{name}");
+        let mut world = World::new(shape);
+        world.add_guest(5);
+        world.settle();
+        world.guests[0].pace = Pace::Slow { frames: 1, rest_ns: 50_000 };
+        let count = 5000;
+        let there = world.guests[0].stack.as_mut().expect("the vif is up").udp(9, 64);
+        world.guests[0].tasks.udp_sinks.push(UdpSink::new(there, 1, count, mixed));
+        let here = world.far.stack.udp(9, 256);
+        world.far.tasks.udp_sources.push(UdpSource::new(here, at(5, 9), 1, count, mixed));
+        let before = counters(&mut world).0.rx.packets;
+        world.run(60 * SECOND_NS, |world| world.far.tasks.udp_sources[0].sent() == count);
+        world.settle();
+        let (front, back) = counters(&mut world);
+        let got = u64::from(world.guests[0].tasks.udp_sinks[0].got());
+        let arp = back.rx.packets + back.drops.queue_full - u64::from(count) - before;
+        assert!(back.drops.queue_full > 0, "it was overrun");
+        assert!(arp <= 2, "{arp} packets too many");
+        assert_eq!(front.rx.packets, back.rx.packets, "what it was given, it got");
+        assert_eq!(front.rx.udp_packets, got, "and read");
+        assert_eq!(back.drops.total(), back.drops.queue_full);
+        world.guests[0].tasks.udp_sinks[0].assert_right();
+        world.end();
+    }
+}
