@@ -7,5 +7,6 @@ pub mod connector;
 pub mod hand;
 pub mod host;
 pub mod probe;
+pub mod rawfront;
 pub mod tasks;
 pub mod world;

@@ -55,9 +55,13 @@ pub enum Arriving {
     Blank,
 }
 
-struct CableUplink {
-    end: End,
-    arriving: Arriving,
+/// An end of a cable as the backend's uplink.
+#[derive(Debug)]
+pub struct CableUplink {
+    /// The end.
+    pub end: End,
+    /// What it does with checksums on the way in.
+    pub arriving: Arriving,
 }
 
 impl Uplink for CableUplink {

@@ -159,10 +159,8 @@ impl<P: SharedWords> Tx<P> {
                 Format::Plain => self.take_frame(available, scratch, ops)?,
                 Format::Containers { size } => self.take_container(available, size, scratch, ops)?,
             };
-            // As many chains as there are slots at most: the list never grows.
-            let Some(slots) = taken.filter(|_| self.chains.len() < RING_SLOTS as usize) else {
-                return Ok(Left::Some);
-            };
+            // A ring holds as many chains as it has slots at most, so the lists never grow.
+            let Some(slots) = taken else { return Ok(Left::Some) };
             self.ring.advance(slots);
             available -= slots;
         }

@@ -1,0 +1,141 @@
+//! A frontend played by hand, straight onto the backend's worker: it posts whatever a test wants, true to netif or not.
+//!
+//! It knows rings and grants, and nothing of xenstore.
+
+use core::sync::atomic::Ordering;
+
+use drayage::clock::Clock;
+use drayage::policy::Policy;
+use drayage::switch::{Mac, PortId};
+use drayage::vif::rx::{self, Accepts};
+use drayage::vif::{Connection, RemoteEvents, tx};
+use drayage::worker::Worker;
+use drayage::xen;
+use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse};
+use drayage_wire::ring::{FrontRing, SharedWords as _};
+use memxen::raw::RawPage;
+use memxen::{Access, DomainId, GrantRef, Hypervisor, Port};
+
+use crate::back::Back;
+use crate::hand::DOM0;
+use crate::world::LAN;
+
+/// Pages that the guest grants for data.
+pub const PAGES: usize = 256;
+/// The word of a ring page that holds `req_prod`.
+const REQ_PROD: usize = 0;
+
+/// A frontend.
+#[derive(Debug)]
+pub struct RawFront {
+    hv: Hypervisor,
+    guest: DomainId,
+    /// What it sends on.
+    pub tx: FrontRing<Tx, RawPage>,
+    /// What it receives on.
+    pub rx: FrontRing<Rx, RawPage>,
+    tx_page: RawPage,
+    rx_page: RawPage,
+    pages: Vec<(RawPage, GrantRef)>,
+    port: Port,
+    /// The worker's port.
+    pub id: PortId,
+}
+
+impl RawFront {
+    /// Makes a domain with pages and rings, and connects it to the worker.
+    ///
+    /// # Panics
+    /// When the hypervisor or the worker refuses.
+    pub fn connect<C: Clock>(
+        hv: &Hypervisor,
+        worker: &mut Worker<Back, C>,
+        guest: DomainId,
+        tx_format: tx::Format,
+        rx_format: rx::Format,
+    ) -> Self {
+        hv.create_domain(guest);
+        let page = || {
+            let page = hv.raw_page(guest).expect("memory");
+            let grant = hv.grant(guest, DOM0, page.address(), Access::ReadWrite).expect("a grant");
+            (page, grant)
+        };
+        let ((tx_page, tx_ring), (rx_page, rx_ring)) = (page(), page());
+        let pages = (0..PAGES).map(|_| page()).collect();
+        let (tx, rx) = (FrontRing::new(tx_page.clone()), FrontRing::new(rx_page.clone()));
+        let port = hv.alloc_unbound(guest, DOM0).expect("a port");
+        let connection = Connection {
+            domain: xen::DomainId(guest.0),
+            mac: Mac(mac(guest)),
+            tx_ring: xen::GrantRef(tx_ring.0),
+            rx_ring: xen::GrantRef(rx_ring.0),
+            events: RemoteEvents::Shared(xen::EventPort(port.0)),
+            tx_format,
+            rx_format,
+            accepts: Accepts { scatter: true, gso_v4: true, gso_v6: true, blank_v4: true, blank_v6: true },
+            policy: Policy::default(),
+        };
+        let id = worker.connect(LAN, &connection).expect("it connects");
+        Self { hv: hv.clone(), guest, tx, rx, tx_page, rx_page, pages, port, id }
+    }
+
+    /// Returns a page's grant.
+    pub fn grant(&self, page: usize) -> u32 {
+        self.pages[page % PAGES].1.0
+    }
+
+    /// Writes into a page.
+    pub fn write(&self, page: usize, bytes: &[u8]) {
+        self.pages[page % PAGES].0.write(0, bytes);
+    }
+
+    /// Pushes a request, if there is room.
+    pub fn send(&mut self, request: TxRequest) -> bool {
+        self.tx.push(request).is_some()
+    }
+
+    /// Posts a buffer, if there is room.
+    pub fn post(&mut self, request: RxRequest) -> bool {
+        self.rx.push(request).is_some()
+    }
+
+    /// Publishes both rings and sends an event.
+    pub fn publish(&mut self) {
+        let _ = self.tx.publish();
+        let _ = self.rx.publish();
+        self.hv.notify(self.guest, self.port);
+    }
+
+    /// Publishes any index at all as that of the TX ring's requests.
+    pub fn publish_nonsense(&mut self, req_prod: u32) {
+        self.tx_page.store(REQ_PROD, req_prod, Ordering::Release);
+        self.hv.notify(self.guest, self.port);
+    }
+
+    /// As [`publish_nonsense`](Self::publish_nonsense), of the RX ring's.
+    pub fn publish_rx_nonsense(&mut self, req_prod: u32) {
+        self.rx_page.store(REQ_PROD, req_prod, Ordering::Release);
+        self.hv.notify(self.guest, self.port);
+    }
+
+    /// Takes the answers of the TX ring, if their index can be true.
+    pub fn answers(&mut self) -> Vec<TxResponse> {
+        let there = self.tx.available().unwrap_or(0);
+        let answers = (0..there).map(|ahead| self.tx.peek(ahead)).collect();
+        self.tx.advance(there);
+        answers
+    }
+
+    /// Takes the answers of the RX ring, if their index can be true.
+    pub fn received(&mut self) -> Vec<RxResponse> {
+        let there = self.rx.available().unwrap_or(0);
+        let answers = (0..there).map(|ahead| self.rx.peek(ahead)).collect();
+        self.rx.advance(there);
+        answers
+    }
+}
+
+/// Returns the address of a guest.
+pub fn mac(guest: DomainId) -> [u8; 6] {
+    [2, 0, 0, 0, 1, guest.0 as u8]
+}
