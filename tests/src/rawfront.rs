@@ -55,13 +55,14 @@ impl RawFront {
         rx_format: rx::Format,
     ) -> Self {
         hv.create_domain(guest);
-        let page = || {
-            let page = hv.raw_page(guest).expect("memory");
+        let granted = |page: RawPage| {
             let grant = hv.grant(guest, DOM0, page.address(), Access::ReadWrite).expect("a grant");
             (page, grant)
         };
-        let ((tx_page, tx_ring), (rx_page, rx_ring)) = (page(), page());
-        let pages = (0..PAGES).map(|_| page()).collect();
+        let pages = hv.raw_pages(guest, PAGES + 2).expect("memory");
+        let mut pages: Vec<_> = pages.into_iter().map(granted).collect();
+        let (tx_page, tx_ring) = pages.pop().expect("two more than needed for data");
+        let (rx_page, rx_ring) = pages.pop().expect("two more than needed for data");
         let (tx, rx) = (FrontRing::new(tx_page.clone()), FrontRing::new(rx_page.clone()));
         let port = hv.alloc_unbound(guest, DOM0).expect("a port");
         let connection = Connection {

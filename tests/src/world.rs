@@ -85,7 +85,8 @@ impl Uplink for CableUplink {
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent {
         let mut frame = frame.to_vec();
         if meta.checksum == Checksum::Blank {
-            assert!(checksum::fill(&mut frame), "a blank checksum is in a frame that has one");
+            // A guest that says so of a frame without one gets that frame as it is.
+            checksum::fill(&mut frame);
         }
         self.end.send(frame);
         Sent::Yes

@@ -85,15 +85,20 @@ impl SharedWords for RawPage {
 }
 
 impl Hypervisor {
-    /// Allocates a zeroed page of a domain, which is never freed.
+    /// Allocates zeroed pages of a domain, which are never freed.
     ///
     /// # Errors
     /// [`Refused::NoMemory`].
-    pub fn raw_page(&self, id: DomainId) -> Result<RawPage, Refused> {
-        let pool = self.alloc_pool(id, 1, 0)?;
-        // SAFETY: the pool's one page stays mapped until `free_pool`, which nobody calls: its address is only
-        // known to the page.
-        Ok(unsafe { RawPage::new(pool.base, None) })
+    pub fn raw_pages(&self, id: DomainId, pages: usize) -> Result<Vec<RawPage>, Refused> {
+        let pool = self.alloc_pool(id, pages, 0)?;
+        let page = |n: usize| {
+            // SAFETY: `n` is below `pages`, so the result lies in the pool.
+            let address = unsafe { pool.base.add(n * PAGE_SIZE) };
+            // SAFETY: the pool's pages stay mapped until `free_pool`, which nobody calls: their addresses are only
+            // known to the results.
+            unsafe { RawPage::new(address, None) }
+        };
+        Ok((0..pages).map(page).collect())
     }
 
     /// Maps a granted page for domain `by`, until the result is dropped.

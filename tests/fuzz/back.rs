@@ -1,0 +1,144 @@
+//! The worker against a frontend that does what the fuzzer's bytes say: requests with any words, containers that are
+//! right, mutated or cut, indices that cannot be true, buffers that are not granted.
+//!
+//! Whatever it does, the worker does not panic, passes stay bounded, only whole frames come out, and a neighbour is
+//! served as before.
+
+use bolero::{check, produce};
+use drayage::aggregate::Wrap;
+use drayage::vif::{rx, tx};
+use drayage::worker::{Settings, Worker};
+use drayage_tests::back::Back;
+use drayage_tests::cable::cable;
+use drayage_tests::hand::container;
+use drayage_tests::rawfront::{PAGES, RawFront, mac};
+use drayage_tests::world::{Arriving, CableUplink, LAN, WorldClock};
+use drayage_wire::netif::{RxRequest, TxRequest};
+use drayage_wire::ring::Slot as _;
+use memxen::{DomainId, Hypervisor};
+
+use crate::input::Input;
+
+const LIAR: DomainId = DomainId(6);
+const NEIGHBOUR: DomainId = DomainId(7);
+
+fn frame(to: [u8; 6], from: [u8; 6], fill: u8, len: usize) -> Vec<u8> {
+    let mut frame = vec![fill; len.max(14)];
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    frame
+}
+
+/// The liar does what the bytes say.
+fn act(liar: &mut RawFront, input: &mut Input<'_>) {
+    match input.byte() % 12 {
+        0..=2 => {
+            for _ in 0..input.byte() % 20 {
+                let mut request = TxRequest::from_words([input.word(), input.word(), input.word()]);
+                if !input.byte().is_multiple_of(4) {
+                    request.gref = liar.grant(usize::from(input.byte()));
+                    request.flags &= 0xf;
+                }
+                if input.byte().is_multiple_of(2) {
+                    (request.offset, request.size) = (0, request.size % 4097);
+                }
+                liar.send(request);
+            }
+            liar.publish();
+        }
+        3..=6 => {
+            let packets: Vec<Vec<u8>> = (0..1 + input.byte() % 40)
+                .map(|_| frame([2, 0, 0, 0, 0, 1], mac(LIAR), input.byte(), input.half() as usize % 1514))
+                .collect();
+            let packets: Vec<&[u8]> = packets.iter().map(Vec::as_slice).collect();
+            let mut bytes = container(&packets, input.word());
+            for _ in 0..input.byte() % 3 {
+                let at = input.half() as usize % (16 + 8 * packets.len());
+                bytes[at] ^= input.byte();
+            }
+            bytes.truncate(65_535);
+            let first = usize::from(input.byte());
+            let chunks = bytes.chunks(4096);
+            let count = chunks.len();
+            for (i, chunk) in chunks.enumerate() {
+                liar.write(first + i, chunk);
+                let size = if i == 0 { bytes.len() } else { chunk.len() } as u16;
+                let flags = if i + 1 < count { drayage_wire::netif::tx_flags::MORE_DATA } else { 0 };
+                let gref = liar.grant(first + i);
+                liar.send(TxRequest { gref, offset: 0, flags, id: i as u16, size });
+            }
+            liar.publish();
+        }
+        7..=9 => {
+            for n in 0..input.byte() {
+                let page = usize::from(n) % PAGES;
+                let gref = if input.byte().is_multiple_of(16) { input.word() } else { liar.grant(page) };
+                liar.post(RxRequest { id: input.half(), gref });
+            }
+            liar.publish();
+        }
+        10 => {
+            liar.answers();
+            liar.received();
+        }
+        // Seldom, for it ends the connection.
+        _ if input.byte().is_multiple_of(16) => {
+            let word = input.word();
+            if word.is_multiple_of(2) { liar.publish_nonsense(word) } else { liar.publish_rx_nonsense(word) }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_hostile_frontend_costs_the_backend_nothing_but_the_vif() {
+    let scripts = produce::<Vec<u8>>().with().len(0usize..4096);
+    check!().with_iterations(300).with_generator(scripts).for_each(|bytes: &Vec<u8>| {
+        let mut input = Input::new(bytes);
+        let shape = input.byte();
+        let hv = Hypervisor::new();
+        let settings = Settings { holdoff_us: 0, ..Settings::default() };
+        let mut worker = Worker::new(Back::new(&hv), WorldClock::default(), settings);
+        let (end, far) = cable();
+        worker.add_uplink(LAN, Box::new(CableUplink { end, arriving: Arriving::Filled })).expect("room");
+        let tx = if shape & 1 == 0 { tx::Format::Plain } else { tx::Format::Containers { size: 65_535 } };
+        let wrap = if shape & 4 == 0 { Wrap::Allowed } else { Wrap::Forbidden };
+        let size = if shape & 8 == 0 { 65_536 } else { 4096 };
+        let rx = if shape & 2 == 0 { rx::Format::Plain } else { rx::Format::Containers { size, wrap } };
+        let mut liar = RawFront::connect(&hv, &mut worker, LIAR, tx, rx);
+        let mut neighbour =
+            RawFront::connect(&hv, &mut worker, NEIGHBOUR, tx::Format::Plain, rx::Format::Plain);
+        while !input.is_empty() {
+            act(&mut liar, &mut input);
+            for _ in 0..input.byte() % 32 {
+                far.send(frame(mac(LIAR), [2, 0, 0, 0, 0, 1], 3, input.half() as usize % 1514));
+            }
+            for _ in 0..input.byte() % 4 {
+                worker.pass();
+            }
+            while let Some(frame) = far.take() {
+                assert!((14..=65_535).contains(&frame.len()), "{} bytes", frame.len());
+            }
+        }
+        let broken = worker.take_faults();
+        assert!(broken.iter().all(|(id, _)| *id == liar.id), "only the liar is at fault");
+        for _ in 0..8 {
+            worker.pass();
+        }
+        while far.take().is_some() {}
+        let sent = frame([2, 0, 0, 0, 0, 1], mac(NEIGHBOUR), 1, 60);
+        neighbour.write(0, &sent);
+        let gref = neighbour.grant(0);
+        neighbour.send(TxRequest { gref, offset: 0, flags: 0, id: 0, size: 60 });
+        neighbour.publish();
+        for _ in 0..8 {
+            worker.pass();
+        }
+        let arrived = std::iter::from_fn(|| far.take()).any(|frame| frame == sent);
+        assert!(arrived, "the neighbour is served");
+        worker.disconnect(liar.id);
+        worker.disconnect(neighbour.id);
+        drop((liar, neighbour));
+        hv.assert_clean();
+    });
+}
