@@ -2,14 +2,16 @@
 //! and through ours; what it costs is compared. Knows how a demonstration goes, not how each part of
 //! it is done.
 
+pub mod drops;
+pub mod greeting;
 pub mod guests;
+pub mod path;
 pub mod reader;
 pub mod report;
 pub mod rows;
 pub mod search;
 pub mod sender;
 pub mod show;
-pub mod stock;
 
 use std::fs;
 use std::process::ExitCode;

@@ -41,7 +41,7 @@ pub struct Arrived {
     pub span_ns: u64,
     /// Packets lost inside the guest, by place.
     pub lost: Vec<(String, u64)>,
-    /// Packets per container; 0 without containers.
+    /// Packets per container; 1 without containers, where each travels alone.
     pub packets_per_container: f64,
 }
 
@@ -75,7 +75,7 @@ impl Reading<'_> {
                         ("full socket".into(), report.socket_full),
                         ("bad datagram".into(), report.socket_errors),
                     ],
-                    packets_per_container: 0.0,
+                    packets_per_container: 1.0,
                 })
             }
             Reader::Sink => {

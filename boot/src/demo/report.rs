@@ -57,7 +57,7 @@ pub struct Run {
     pub pps: f64,
     /// Instructions of the whole machine per packet received.
     pub instructions_per_packet: f64,
-    /// Packets per container; 0 without containers.
+    /// Packets per container; 1 without containers, where each travels alone.
     pub packets_per_container: f64,
 }
 

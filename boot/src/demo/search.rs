@@ -19,7 +19,7 @@ pub struct Measurement {
     pub elapsed_ns: u64,
     /// Packets lost at places that count what they lose, by place.
     pub lost: Vec<(String, u64)>,
-    /// Packets per container; 0 without containers.
+    /// Packets per container; 1 without containers, where each travels alone.
     pub packets_per_container: f64,
 }
 
@@ -77,7 +77,7 @@ pub fn highest_rate(
     let mut best: Option<Found> = None;
     for _ in 0..STEPS {
         let rate = (low * high).sqrt();
-        let found = attempt(Some(rate as u64))?;
+        let found = attempt(Some((rate as u64).max(1)))?;
         if found.measurement.loss() > TOLERATED {
             high = rate;
             continue;
@@ -105,7 +105,7 @@ fn slower(
     mut rate: f64,
 ) -> Result<Found> {
     for _ in 0..STEPS {
-        let found = attempt(Some(rate as u64))?;
+        let found = attempt(Some((rate as u64).max(1)))?;
         if found.measurement.loss() <= TOLERATED {
             return Ok(found);
         }

@@ -7,7 +7,7 @@ use crate::demo::report::{Report, Run, Source};
 
 /// Returns a line about one run, printed as soon as it is done.
 pub fn run_line(run: &Run) -> String {
-    let containers = if run.packets_per_container > 0.0 {
+    let containers = if run.containers {
         format!(", {:.1} packets per container", run.packets_per_container)
     } else {
         String::new()
@@ -88,11 +88,7 @@ fn comparison(report: &Report, source: Source) -> Option<Table> {
 
 fn cell(run: &Run) -> String {
     let rate = format!("{:.1} k", run.pps / 1000.0);
-    if run.packets_per_container > 0.0 {
-        format!("{rate} ({:.1}/container)", run.packets_per_container)
-    } else {
-        rate
-    }
+    if run.containers { format!("{rate} ({:.1}/container)", run.packets_per_container) } else { rate }
 }
 
 fn generators(report: &Report) -> Table {

@@ -1,0 +1,234 @@
+//! How packets get from dom0 to a guest: through Xen's stock backend, or through ours. Knows nothing
+//! of the guest behind it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::backend;
+use crate::demo::drops::device_drops;
+use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP};
+use crate::demo::report::{Generator, Source};
+use crate::demo::sender::{Stream, send};
+use crate::dom0::{Dom0, Guest, Start};
+
+/// The bridge of the stock path's source `linux`.
+const BRIDGE: &str = "drayage-br";
+
+/// The TAP of our path's source `linux`.
+const TAP: &str = "dry0";
+
+/// Name of our generator in the report.
+pub const GENERATOR: &str = "drayage";
+
+/// Patience with our generator, in the machine's time.
+const GENERATION: Duration = Duration::from_secs(60);
+
+/// What a source sent.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Sent {
+    /// Packets.
+    pub sent: u64,
+    /// From the first to the last.
+    pub elapsed_ns: u64,
+}
+
+/// A way to a guest.
+pub trait Path {
+    /// Creates a guest that is reached this way, with dom0's address on its end.
+    fn create(&mut self, dom0: &mut Dom0, guest: &Guest) -> Result<()>;
+
+    /// Makes the way ready for a source.
+    fn prepare(&mut self, dom0: &mut Dom0, source: Source) -> Result<()>;
+
+    /// Sends a stream from a source.
+    fn send(&self, dom0: &mut Dom0, source: Source, stream: Stream) -> Result<Sent>;
+
+    /// Returns the packets that were lost on the way so far, by place.
+    fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>>;
+
+    /// Ends the guest, and what was made for it.
+    fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()>;
+}
+
+/// Xen's stock path: netback's vif, alone or on a bridge.
+#[derive(Debug, Default)]
+pub struct Stock {
+    guest: String,
+    vif: String,
+    bridged: bool,
+}
+
+impl Stock {
+    /// Returns the device that packets leave dom0 by.
+    fn device(&self) -> &str {
+        if self.bridged { BRIDGE } else { &self.vif }
+    }
+}
+
+impl Path for Stock {
+    fn create(&mut self, dom0: &mut Dom0, guest: &Guest) -> Result<()> {
+        let mut guest = guest.clone();
+        // dom0's own commands bring the device up, so no hotplug script is needed.
+        guest.vifs = vec![format!("mac={GUEST_MAC},script=/bin/true")];
+        dom0.create(&guest, Start::Running)?;
+        self.vif = format!("vif{}.0", dom0.domain_id(&guest.name)?);
+        self.guest = guest.name;
+        let vif = &self.vif;
+        dom0.shell(&format!("ip link set {vif} up && ip addr add {HOST_IP}/24 dev {vif}")).map(drop)
+    }
+
+    /// Source `linux` leaves by a bridge, which takes dom0's address over.
+    fn prepare(&mut self, dom0: &mut Dom0, source: Source) -> Result<()> {
+        if source == Source::Linux && !self.bridged {
+            let vif = &self.vif;
+            dom0.shell(&format!(
+                "ip addr del {HOST_IP}/24 dev {vif} && /usr/sbin/ip link add {BRIDGE} type bridge && \
+                 /usr/sbin/ip link set {vif} master {BRIDGE} && ip link set {BRIDGE} up && \
+                 ip addr add {HOST_IP}/24 dev {BRIDGE}"
+            ))?;
+            self.bridged = true;
+        }
+        Ok(())
+    }
+
+    fn send(&self, dom0: &mut Dom0, _source: Source, stream: Stream) -> Result<Sent> {
+        let report = send(dom0, self.device(), stream)?;
+        Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
+    }
+
+    fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
+        let mut drops = device_drops(dom0, &self.vif)?;
+        if self.bridged {
+            drops.extend(device_drops(dom0, BRIDGE)?);
+        }
+        Ok(drops)
+    }
+
+    fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()> {
+        dom0.destroy(&self.guest)?;
+        if self.bridged {
+            dom0.shell(&format!("/usr/sbin/ip link del {BRIDGE}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Our path: a guest attached to the daemon, which has a TAP.
+#[derive(Debug)]
+pub struct Ours {
+    guest: String,
+    containers: &'static str,
+}
+
+impl Ours {
+    /// Offers containers to the guest.
+    pub fn with_containers() -> Self {
+        Ours { guest: String::new(), containers: "on" }
+    }
+
+    /// Speaks plain netif.
+    pub fn without_containers() -> Self {
+        Ours { guest: String::new(), containers: "off" }
+    }
+}
+
+impl Path for Ours {
+    fn create(&mut self, dom0: &mut Dom0, guest: &Guest) -> Result<()> {
+        dom0.create(guest, Start::Paused)?;
+        self.guest.clone_from(&guest.name);
+        let options = format!("--port tap:{TAP} --containers {}", self.containers);
+        backend::attach(dom0, &guest.name, GUEST_MAC, &options)?;
+        dom0.shell(&format!(
+            "ip link set {TAP} up && {{ ip addr show dev {TAP} | grep -q ' {HOST_IP}/' || \
+             ip addr add {HOST_IP}/24 dev {TAP}; }}"
+        ))?;
+        dom0.unpause(&guest.name)
+    }
+
+    fn prepare(&mut self, _dom0: &mut Dom0, _source: Source) -> Result<()> {
+        Ok(())
+    }
+
+    fn send(&self, dom0: &mut Dom0, source: Source, stream: Stream) -> Result<Sent> {
+        match source {
+            Source::Direct => generate(dom0, &self.guest, stream),
+            Source::Linux => {
+                let report = send(dom0, TAP, stream)?;
+                Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
+            }
+        }
+    }
+
+    fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
+        let mut drops = device_drops(dom0, TAP)?;
+        drops.extend(daemon_drops(&backend::stats(dom0)?, &self.guest)?);
+        Ok(drops)
+    }
+
+    fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()> {
+        dom0.destroy(&self.guest)?;
+        // A domain of the same name has another UUID: what was remembered for this one is of no use.
+        dom0.attempt(&format!("drayage detach {}", self.guest)).map(drop)
+    }
+}
+
+/// Measures what our generator costs alone, into a port that only fills containers.
+pub fn measure_generator(dom0: &mut Dom0, frame_bytes: usize, count: u64) -> Result<Generator> {
+    let sent = generate(dom0, "sink", Stream { frame_bytes, count, rate: None })?;
+    Ok(Generator {
+        name: GENERATOR.to_owned(),
+        frame_bytes,
+        instructions_per_packet: sent.elapsed_ns as f64 / sent.sent.max(1) as f64,
+    })
+}
+
+fn generate(dom0: &mut Dom0, to: &str, stream: Stream) -> Result<Sent> {
+    let Stream { frame_bytes, count, rate } = stream;
+    let rate = rate.map(|rate| format!(" --rate {rate}")).unwrap_or_default();
+    let command = format!(
+        "drayage generate --to {to} --ip {GUEST_IP} --source-ip {HOST_IP} --frame-bytes {frame_bytes} \
+         --count {count}{rate} --json"
+    );
+    dom0.json(&command, GENERATION)
+}
+
+/// Reads what the daemon lost on the way to a guest.
+fn daemon_drops(stats: &Value, guest: &str) -> Result<Vec<(String, u64)>> {
+    const PLACES: [&str; 4] = ["queue_full", "too_large", "bad_buffer", "not_segmentable"];
+    let interfaces = stats["interfaces"].as_array().context("drayage stats has no interfaces")?;
+    let interface = interfaces
+        .iter()
+        .find(|interface| interface["name"] == guest)
+        .with_context(|| format!("drayage stats has no interface of {guest:?}"))?;
+    let count = |place: &&str| {
+        let count = interface["drops"][place].as_u64();
+        let count = count.with_context(|| format!("drayage stats has no drops.{place}"))?;
+        Ok((format!("drayage {place}"), count))
+    };
+    PLACES.iter().map(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_daemon_lost() {
+        let drops = serde_json::json!({
+            "queue_full": 3, "too_large": 0, "bad_buffer": 0, "not_segmentable": 1, "malformed": 9
+        });
+        let stats = serde_json::json!({ "interfaces": [{ "name": "sink", "drops": drops }] });
+        let found = daemon_drops(&stats, "sink").unwrap();
+        assert_eq!(found.iter().map(|(_, count)| count).sum::<u64>(), 4);
+        assert!(daemon_drops(&stats, "other").is_err());
+    }
+
+    #[test]
+    fn the_report_of_our_generator() {
+        let line = r#"{"sent":5,"bytes":300,"elapsed_ns":77,"stalls":0,"cut_short":false,"sink":null}"#;
+        assert_eq!(serde_json::from_str::<Sent>(line).unwrap(), Sent { sent: 5, elapsed_ns: 77 });
+    }
+}
