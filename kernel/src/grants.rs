@@ -22,6 +22,8 @@ struct Entry {
     frame: AtomicU32,
 }
 
+const _: () = assert!(size_of::<Entry>() == 8);
+
 const ENTRIES_PER_FRAME: u32 = (PAGE_BYTES / 8) as u32;
 /// Frames that are asked for at most, whatever Xen would allow: 32 768 references.
 const MAX_FRAMES: u32 = 64;

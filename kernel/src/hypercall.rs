@@ -2,6 +2,7 @@
 //! nothing of what the callers do with pages, ports and grants.
 
 use core::fmt;
+use core::mem::offset_of;
 
 use drayage_entry::hypercall::call;
 
@@ -80,6 +81,7 @@ pub(crate) fn poll(ports: &[u32], deadline_ns: u64) {
         count: u32,
         timeout_ns: u64,
     }
+    const _: () = assert!(size_of::<Poll>() == 24 && offset_of!(Poll, timeout_ns) == 16);
     let mut argument = Poll { ports: ports.as_ptr(), count: ports.len() as u32, timeout_ns: deadline_ns };
     // SAFETY: SCHEDOP_poll reads the structure and `count` ports. An error (a port beyond the limit) is as good
     // as a spurious wake-up, which every caller must bear.
@@ -99,6 +101,7 @@ pub(crate) fn event_alloc_unbound(remote: u16) -> XenResult<u32> {
         remote: u16,
         port: u32,
     }
+    const _: () = assert!(size_of::<AllocUnbound>() == 8);
     let mut argument = AllocUnbound { domain: DOMID_SELF, remote, port: 0 };
     // SAFETY: EVTCHNOP_alloc_unbound reads and writes one evtchn_alloc_unbound.
     check(unsafe { call(EVENT_CHANNEL_OP, [6, address_of(&mut argument), 0, 0, 0]) })?;
@@ -150,6 +153,7 @@ pub(crate) unsafe fn add_to_physmap(space: PhysmapSpace, index: u64, frame: u64)
         index: u64,
         frame: u64,
     }
+    const _: () = assert!(size_of::<AddToPhysmap>() == 24 && offset_of!(AddToPhysmap, index) == 8);
     let mut argument = AddToPhysmap { domain: DOMID_SELF, size: 0, space: space as u32, index, frame };
     // SAFETY: XENMEM_add_to_physmap reads one structure; our caller vouches for the frame.
     check(unsafe { call(MEMORY_OP, [7, address_of(&mut argument), 0, 0, 0]) })
@@ -164,6 +168,7 @@ pub(crate) struct MmuUpdate {
     /// New value.
     pub(crate) value: u64,
 }
+const _: () = assert!(size_of::<MmuUpdate>() == 16);
 
 /// Changes page table entries (PV).
 ///
@@ -194,6 +199,7 @@ pub(crate) fn flush_tlb() -> XenResult {
         command: u32,
         arguments: [u64; 2],
     }
+    const _: () = assert!(size_of::<MmuExtOp>() == 24 && offset_of!(MmuExtOp, arguments) == 8);
     const MMUEXT_TLB_FLUSH_LOCAL: u32 = 6;
     let mut op = MmuExtOp { command: MMUEXT_TLB_FLUSH_LOCAL, arguments: [0; 2] };
     // SAFETY: HYPERVISOR_mmuext_op reads one operation; a flush changes no mapping.
@@ -214,6 +220,7 @@ pub(crate) fn grant_query_size() -> XenResult<(u32, u32)> {
         max_frames: u32,
         status: i16,
     }
+    const _: () = assert!(size_of::<QuerySize>() == 16 && offset_of!(QuerySize, status) == 12);
     let mut argument = QuerySize { domain: DOMID_SELF, frames: 0, max_frames: 0, status: 0 };
     // SAFETY: GNTTABOP_query_size reads and writes one structure.
     check(unsafe { call(GRANT_TABLE_OP, [6, address_of(&mut argument), 1, 0, 0]) })?;
@@ -233,6 +240,7 @@ pub(crate) fn grant_setup_table(frames: &mut [u64]) -> XenResult {
         status: i16,
         list: *mut u64,
     }
+    const _: () = assert!(size_of::<SetupTable>() == 24 && offset_of!(SetupTable, status) == 8);
     let mut argument =
         SetupTable { domain: DOMID_SELF, frames: frames.len() as u32, status: 0, list: frames.as_mut_ptr() };
     // SAFETY: GNTTABOP_setup_table reads and writes the structure, and writes `frames` numbers to the list.
@@ -266,6 +274,7 @@ pub(crate) struct TrapInfo {
     /// The handler; 0 ends the table.
     pub(crate) address: u64,
 }
+const _: () = assert!(size_of::<TrapInfo>() == 16 && offset_of!(TrapInfo, address) == 8);
 
 /// Sets the exception handlers of a PV guest.
 ///

@@ -79,6 +79,7 @@ fn hvm_param(index: u32) -> Option<u64> {
         index: u32,
         value: u64,
     }
+    const _: () = assert!(size_of::<Param>() == 16);
     const HYPERVISOR_HVM_OP: u64 = 34;
     const HVMOP_GET_PARAM: u64 = 1;
     const DOMID_SELF: u16 = 0x7ff0;
