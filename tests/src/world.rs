@@ -6,13 +6,17 @@
 //! nothing else to do. When nothing is left to wait for and the work is not done, a wake-up was lost, and
 //! [`World::run`] says so.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use drayage::clock::Clock;
+use drayage::control::AttachRequest;
+use drayage::control::details::Containers;
 use drayage::policy::Policy;
 use drayage::port::{Batch, Sent, Uplink};
-use drayage::switch::{Mac, PortId, Segment};
+use drayage::store::WatchEvent;
+use drayage::switch::{Mac, Segment};
 use drayage::vif::rx::Wish;
 use drayage::worker::{Next, Settings, Uplinks, Worker};
 use drayage_netfront::platform::DomainId;
@@ -26,6 +30,7 @@ use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use crate::back::Back;
 use crate::cable::{End, cable};
 use crate::connector::{Connector, Offers};
+use crate::control::{Control, SharedWorker};
 use crate::host::{Stack, instant};
 use crate::tasks::Tasks;
 
@@ -247,6 +252,17 @@ pub struct Shape {
     pub arriving: Arriving,
     /// How the worker trades delay for wake-ups.
     pub settings: Settings,
+    /// Who connects the vifs.
+    pub control: ControlPath,
+}
+
+/// Who connects the vifs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlPath {
+    /// A stand-in that can offer what the real one never would.
+    Hand,
+    /// The backend's own.
+    Real(Containers),
 }
 
 impl Default for Shape {
@@ -257,8 +273,14 @@ impl Default for Shape {
             policy: Policy::default(),
             arriving: Arriving::Filled,
             settings: Settings::default(),
+            control: ControlPath::Hand,
         }
     }
+}
+
+/// Returns a guest's name.
+pub fn name_of(id: DomainId) -> String {
+    format!("guest{}", id.0)
 }
 
 /// The machine.
@@ -266,13 +288,15 @@ pub struct World {
     /// The hypervisor.
     pub hv: Hypervisor,
     /// The backend's data path.
-    pub worker: Worker<Back, WorldClock>,
+    pub worker: SharedWorker,
     /// The guests.
     pub guests: Vec<Guest>,
     /// The host beyond.
     pub far: Far,
-    /// The backend's control path.
+    /// The backend's control path, where it is played by hand.
     pub connector: Connector,
+    /// The backend's real control path, where the world has one.
+    pub control: Option<Control>,
     /// Passes of the worker.
     pub passes: u64,
     shape: Shape,
@@ -294,9 +318,12 @@ impl World {
         worker.add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
         let stack = Stack::new(&mut end, [2, 0, 0, 0, 0, 1], "10.0.0.1/24");
         let connector = Connector::new(&hv, shape.offers, shape.policy);
+        let worker = SharedWorker(Rc::new(RefCell::new(worker)));
+        let control = (shape.control != ControlPath::Hand).then(|| Control::new(&hv, worker.clone()));
         Self {
             hv,
             worker,
+            control,
             guests: Vec::new(),
             far: Far { end, stack, tasks: Tasks::default() },
             connector,
@@ -324,6 +351,9 @@ impl World {
     pub fn add_domain(&mut self, id: u16) -> usize {
         let id = DomainId(id);
         self.hv.create_domain(id);
+        if let Some(control) = &self.control {
+            control.name(drayage::xen::DomainId(id.0), &name_of(id), &format!("uuid-{}", id.0));
+        }
         let platform = Front::new(&self.hv, id);
         let driver = Netfront::new(platform.clone(), self.shape.options).expect("xenstore works");
         self.guests.push(Guest {
@@ -346,17 +376,33 @@ impl World {
     ///
     /// # Panics
     /// When it does not come up.
-    pub fn attach(&mut self, index: usize) -> PortId {
+    pub fn attach(&mut self, index: usize) {
         let guest = &mut self.guests[index];
-        self.connector.plug(guest.id, guest.mac);
-        guest.pump();
-        let port = self.connector.connect(&mut self.worker, guest.id, Mac(guest.mac)).expect("it connects");
-        guest.pump();
+        let (id, mac) = (guest.id, guest.mac);
+        if let ControlPath::Real(containers) = self.shape.control {
+            let control = self.control.as_mut().expect("the world was made with one");
+            control.attach(&AttachRequest {
+                domain: name_of(id),
+                vif: Some(HANDLE),
+                mac: Some(Mac(mac)),
+                port: None,
+                policy: self.shape.policy,
+                size_bytes: 65_536,
+                containers,
+            });
+            self.negotiate();
+        } else {
+            self.connector.plug(id, mac);
+            guest.pump();
+            let mut worker = self.worker.0.borrow_mut();
+            self.connector.connect(&mut worker, id, Mac(mac)).expect("it connects");
+            guest.pump();
+        }
+        let guest = &mut self.guests[index];
         assert!(guest.vif().is_up(), "{:?}", guest.vif().problem());
         guest.readiness = Readiness::Busy;
         // The worker is told of a new port by its control path.
         self.next.when = Wish::Now;
-        port
     }
 
     /// Takes a guest's vif away, in order: the backend closes first, as when its operator detaches it.
@@ -364,14 +410,70 @@ impl World {
     /// # Panics
     /// When the guest has no vif.
     pub fn detach(&mut self, index: usize) {
+        let id = self.guests[index].id;
+        if let Some(control) = &mut self.control {
+            if let Err(failure) = control.manager.detach(&name_of(id), None, self.clock.now_ns()) {
+                panic!("{failure}");
+            }
+            self.negotiate();
+        } else {
+            let guest = &mut self.guests[index];
+            self.connector.close(&mut self.worker.0.borrow_mut(), guest.id);
+            guest.pump();
+            self.connector.unplug(guest.id);
+            guest.pump();
+        }
         let guest = &mut self.guests[index];
-        self.connector.close(&mut self.worker, guest.id);
-        guest.pump();
-        self.connector.unplug(guest.id);
-        guest.pump();
-        // What the stack was sending is lost with the vif; a new one starts with a new stack's state of mind.
+        // Pages that the backend let go of late are asked for again by the driver's own clock, which is real, and of
+        // which a driver only has so many outstanding.
+        let patience = Instant::now() + Duration::from_secs(5);
+        while self.hv.claimed_grants(id) > 0 && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+            guest.pump();
+        }
+        // What the stack was sending is lost with the vif.
         guest.readiness = Readiness::Idle;
         guest.due_ns = None;
+    }
+
+    /// Destroys a guest as it stands.
+    pub fn destroy(&mut self, index: usize) {
+        let guest = self.guests.remove(index);
+        self.hv.destroy_domain(guest.id);
+        // What is left of it in this process is no domain any more, and frees nothing.
+        std::mem::forget(guest);
+        self.negotiate();
+    }
+
+    /// Says once more that a domain is there, now that its nodes are complete.
+    pub fn reintroduce(&mut self, id: DomainId) {
+        let control = self.control.as_mut().expect("the world has a control path");
+        let path = format!("/local/domain/{}", id.0);
+        let event = WatchEvent { path, token: "introduce".into() };
+        control.manager.on_watch(&event, self.clock.now_ns()).expect("xenstore works");
+    }
+
+    /// Lets both ends' control paths run until neither has anything to do.
+    pub fn negotiate(&mut self) {
+        let now_ns = self.clock.now_ns();
+        loop {
+            let mut any = self.control.as_mut().is_some_and(|control| control.pump(now_ns));
+            for guest in &mut self.guests {
+                any |= guest.pump();
+            }
+            if !any {
+                return;
+            }
+        }
+    }
+
+    /// Returns what the backend counted of a guest's vif, while it is connected.
+    pub fn back_counters(&mut self, id: DomainId) -> Option<drayage::vif::Counters> {
+        let port = match &self.control {
+            Some(control) => control.manager.connected(&name_of(id), None)?.0,
+            None => self.connector.find(id)?,
+        };
+        self.worker.0.borrow().counters(port)
     }
 
     /// Returns the time, in nanoseconds.
@@ -386,7 +488,7 @@ impl World {
             Wish::Event => false,
         };
         let uplink = self.next.uplinks == Uplinks::Awaited && self.far.end.departing() > 0;
-        timely || uplink || self.worker.xen().is_readable()
+        timely || uplink || self.worker.0.borrow().xen().is_readable()
     }
 
     /// Lets everybody run who has a reason to. Returns whether there was anybody.
@@ -395,14 +497,15 @@ impl World {
         let mut any = self.far.end.waiting() > 0;
         any |= self.far.turn(now_ns);
         if self.worker_is_woken(now_ns) {
-            self.next = self.worker.pass();
+            self.next = self.worker.0.borrow_mut().pass();
             self.passes += 1;
             any = true;
         }
+        if let Some(control) = &mut self.control {
+            any |= control.pump(now_ns);
+        }
         for guest in &mut self.guests {
-            if guest.pump() {
-                any = true;
-            }
+            any |= guest.pump();
             if guest.is_woken(&self.hv, now_ns) {
                 guest.turn(now_ns);
                 any = true;
@@ -459,8 +562,9 @@ impl World {
     /// Returns what everybody counted, for messages of failed tests.
     pub fn describe(&mut self) -> String {
         let mut text = format!("at {} ns, after {} passes: {:?}\n", self.now_ns(), self.passes, self.next);
-        for guest in &mut self.guests {
-            let back = self.connector.find(guest.id).and_then(|port| self.worker.counters(port));
+        for index in 0..self.guests.len() {
+            let back = self.back_counters(self.guests[index].id);
+            let guest = &mut self.guests[index];
             let front = guest.driver.vif_mut(HANDLE).map(|vif| *vif.counters());
             text += &format!("{:?} {:?}\nfront {front:#?}\nback {back:#?}\n", guest.id, guest.readiness);
             text += &format!("{:?}\n", guest.tasks);

@@ -1,11 +1,12 @@
 //! The real driver and the real backend against each other, in one process: what goes in at one end comes out at the
 //! other, with containers and without, whatever the limits, and nobody is ever asleep when there is work.
 
+use drayage::control::details::Containers;
 use drayage::policy::Policy;
 use drayage_netfront::{Counters, Options, Use};
 use drayage_tests::connector::Offers;
 use drayage_tests::host::{TcpSink, TcpSource, UdpSink, UdpSource};
-use drayage_tests::world::{Arriving, Pace, Shape, World};
+use drayage_tests::world::{Arriving, ControlPath, Pace, Shape, World};
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -47,6 +48,8 @@ fn shapes() -> Vec<(&'static str, Shape)> {
             Shape { offers: Offers { tx_max_bytes: 5000, ..Offers::default() }, ..plain },
         ),
         ("the papers' policy", Shape { policy: fixed, ..plain }),
+        ("the real control path", Shape { control: ControlPath::Real(Containers::On), ..plain }),
+        ("the real control path, plain", Shape { control: ControlPath::Real(Containers::Off), ..plain }),
         ("blank checksums", Shape { arriving: Arriving::Blank, ..plain }),
         ("blank checksums, plain", Shape { arriving: Arriving::Blank, offers: neither, ..plain }),
     ]
@@ -97,8 +100,7 @@ fn streams_both_ways(world: &mut World, bytes: u64, most: usize) {
 
 fn counters(world: &mut World) -> (Counters, drayage::vif::Counters) {
     let id = world.guests[0].id;
-    let port = world.connector.port(id);
-    let back = world.worker.counters(port).expect("the guest is connected");
+    let back = world.back_counters(id).expect("the guest is connected");
     (*world.guests[0].vif().counters(), back)
 }
 
