@@ -77,7 +77,8 @@ impl Path for Stock {
         self.vif = format!("vif{}.0", dom0.domain_id(&guest.name)?);
         self.guest = guest.name;
         let vif = &self.vif;
-        dom0.shell(&format!("ip link set {vif} up && ip addr add {HOST_IP}/24 dev {vif}")).map(drop)
+        dom0.shell(&format!("ip link set {vif} up && ip addr add {HOST_IP}/24 dev {vif}"))?;
+        know_guest(dom0, vif)
     }
 
     /// Source `linux` leaves by a bridge, which takes dom0's address over.
@@ -89,6 +90,7 @@ impl Path for Stock {
                  /usr/sbin/ip link set {vif} master {BRIDGE} && ip link set {BRIDGE} up && \
                  ip addr add {HOST_IP}/24 dev {BRIDGE}"
             ))?;
+            know_guest(dom0, BRIDGE)?;
             self.bridged = true;
         }
         Ok(())
@@ -145,6 +147,7 @@ impl Path for Ours {
             "ip link set {TAP} up && {{ ip addr show dev {TAP} | grep -q ' {HOST_IP}/' || \
              ip addr add {HOST_IP}/24 dev {TAP}; }}"
         ))?;
+        know_guest(dom0, TAP)?;
         dom0.unpause(&guest.name)
     }
 
@@ -173,6 +176,15 @@ impl Path for Ours {
         // A domain of the same name has another UUID: what was remembered for this one is of no use.
         dom0.attempt(&format!("drayage detach {}", self.guest)).map(drop)
     }
+}
+
+/// Tells dom0 the guest's MAC: it would ask for it once a second while the guest boots, and boots
+/// take less than that.
+fn know_guest(dom0: &mut Dom0, device: &str) -> Result<()> {
+    dom0.shell(&format!(
+        "/usr/sbin/ip neigh replace {GUEST_IP} lladdr {GUEST_MAC} dev {device} nud permanent"
+    ))
+    .map(drop)
 }
 
 /// Measures what our generator costs alone, into a port that only fills containers.
