@@ -6,6 +6,7 @@
 mod data;
 mod server;
 
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -85,6 +86,14 @@ struct Daemon {
 pub fn run(config: &Config) -> Result<(), Failure> {
     let socket = config.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
     let listener = server::listen(&socket)?;
+    let result = serve(config, &socket, listener);
+    // Nobody is to find a socket that nobody listens on, however we ended.
+    let _ = std::fs::remove_file(&socket);
+    result
+}
+
+/// Runs the daemon on its socket.
+fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), Failure> {
     let (tell, events) = channel();
     let linux = Linux::open(BATCH_OPS).map_err(not_xen)?;
     let worker = Worker::new(linux, Monotonic, config.worker);
@@ -106,8 +115,6 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     server::serve(listener, tell);
     tracing::info!("ready: serving as domain {own}, listening on {}", socket.display());
     let result = daemon.work(&events);
-    // Nobody is to find a socket that nobody listens on.
-    let _ = std::fs::remove_file(&socket);
     drop(daemon);
     let _ = thread.join();
     result

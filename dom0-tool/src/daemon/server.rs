@@ -3,7 +3,7 @@
 //! It knows lines and messages only.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
@@ -29,9 +29,14 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener, Failure> {
         };
         Failure::new(kind, format!("listening on {shown}: {error}; run as root, or name another --socket"))
     };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    // What an earlier daemon left may be removed, and nothing else.
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let message = format!("{shown} is there already and is no socket; name another --socket");
+            return Err(Failure::new(FailureKind::Taken, message));
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
