@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::backend::{self, Daemon};
 use crate::cli::{MachineKind, RunArgs};
 use crate::commands::Context;
+use crate::demo::guests::{GUEST_MAC, HOST_IP};
 use crate::dom0::{Dom0, Guest, Mode, Start, await_gone, console_file};
 use crate::images::{Programs, inside};
 use crate::products;
@@ -16,6 +18,9 @@ use crate::testbed::Testbed;
 
 /// The echo service's port (RFC 862).
 const ECHO_PORT: u16 = 7;
+
+/// The backend's TAP in dom0.
+const TAP: &str = "dry0";
 
 /// What is put behind the last line of a guest's console.
 const ENDED: &str = "test bed: the domain is gone";
@@ -70,12 +75,14 @@ fn run_under_xen(context: &Context, mode: Mode, settings: &str, limit: Duration)
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
     let programs = Programs {
         peer: products::peer(&context.workspace, context.verbosity)?,
-        drayage: None,
+        drayage: Some(products::drayage(&context.workspace, context.verbosity)?),
         guest: Some(products::guest_image(&context.workspace, context.verbosity)?),
     };
     let mut bed =
         Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, limit, context.verbosity)?;
-    eprintln!("the guest is on 10.0.0.0/24, dom0 is 10.0.0.1 and serves DHCP; Ctrl-C ends the machine");
+    eprintln!(
+        "the guest is on drayage's tap {TAP}, 10.0.0.0/24; dom0 is {HOST_IP} and serves DHCP; Ctrl-C ends the machine"
+    );
     let result = show_guest(&mut bed.dom0, mode, settings);
     result.map_err(|error| bed.explain(error))?;
     bed.power_off()
@@ -90,13 +97,15 @@ fn show_guest(dom0: &mut Dom0, mode: Mode, settings: &str) -> Result<()> {
         ramdisk: None,
         arguments: settings.to_owned(),
         memory_mib: 32,
-        vifs: vec!["mac=00:16:3e:00:00:02,script=/bin/true".into()],
+        vifs: Vec::new(),
         extra_lines: vec!["on_crash = \"destroy\"".into()],
     };
-    dom0.create(&guest, Start::Running)?;
-    let device = format!("vif{}.0", dom0.domain_id(name)?);
-    dom0.shell(&format!("ip addr add 10.0.0.1/24 dev {device} && ip link set {device} up"))?;
-    serve_dhcp(dom0, &device)?;
+    dom0.create(&guest, Start::Paused)?;
+    let _daemon = Daemon::start(dom0)?;
+    backend::attach(dom0, name, GUEST_MAC, &format!("--port tap:{TAP}"))?;
+    dom0.shell(&format!("ip addr add {HOST_IP}/24 dev {TAP} && ip link set {TAP} up"))?;
+    serve_dhcp(dom0, TAP)?;
+    dom0.unpause(name)?;
     dom0.spawn(&announce_end(name))?;
     let mut at = 0;
     loop {

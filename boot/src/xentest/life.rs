@@ -33,6 +33,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario { name: "xen::life::pvh_idle_guest_uses_no_cpu", run: |bench| idle(bench, Mode::Pvh) },
         Scenario { name: "xen::life::a_wrong_setting_ends_the_guest", run: wrong_setting },
         Scenario { name: "xen::life::two_boots_have_two_seeds", run: seeds },
+        Scenario { name: "xen::life::a_suspend_is_declined", run: suspend },
     ]
 }
 
@@ -143,4 +144,20 @@ fn seeds(bench: &mut Bench) -> Result<()> {
     }
     ensure!(lines[0] != lines[1], "two boots, one seed: {:?}", lines[0]);
     Ok(())
+}
+
+/// A guest that cannot be saved says so, and goes on.
+fn suspend(bench: &mut Bench) -> Result<()> {
+    let name = "stays";
+    bench.dom0.create(&ours(name, Mode::Pv, "app=echo ip=none"), Start::Running)?;
+    bench.await_console(name, "command line:")?;
+    let id = bench.dom0.domain_id(name)?;
+    let node = format!("/local/domain/{id}/control/shutdown");
+    bench.dom0.shell(&format!("xenstore-write {node} suspend"))?;
+    bench.await_console(name, "suspend declined")?;
+    let left = bench.dom0.shell(&format!("xenstore-read {node}"))?;
+    ensure!(left.trim().is_empty(), "the request was not acknowledged: {left:?}");
+    bench.dom0.shell(&format!("xl shutdown {name}"))?;
+    bench.await_console(name, VERDICT)?;
+    bench.await_gone(name)
 }

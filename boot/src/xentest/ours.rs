@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use drayage_peer::report::RecvReport;
 
 use super::Scenario;
 use super::bench::{Bench, CONSOLE};
 use crate::backend::{self, Daemon};
 use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, linux, ours, stock_vif};
-use crate::dom0::{Guest, Mode, Start};
+use crate::dom0::{Guest, Mode, Start, parse_last_line};
 
 /// The daemon's TAP in dom0.
 const TAP: &str = "dry0";
@@ -39,6 +40,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         },
         Scenario { name: "xen::drayage::reboot_is_remembered", run: reboot },
         Scenario { name: "xen::drayage::daemon_exit_closes_the_vif", run: daemon_exit },
+        Scenario { name: "xen::drayage::every_packet_of_a_source_arrives", run: source },
         Scenario { name: "xen::drayage::idle_daemon_uses_no_cpu", run: idle },
     ]
 }
@@ -67,6 +69,11 @@ fn answers(bench: &mut Bench, mode: Mode) -> Result<()> {
     create_attached(bench, &echo_guest("echo", mode, GUEST_IP), GUEST_MAC)?;
     bench.await_answer(GUEST_IP)?;
     bench.compare_echoes(GUEST_IP)?;
+    let stats = backend::stats(bench.dom0)?;
+    for direction in ["rx", "tx"] {
+        let containers = stats["interfaces"][0][direction]["containers"].as_u64();
+        ensure!(containers.is_some_and(|count| count > 0), "no {direction} containers: {stats}");
+    }
     bench.dom0.shell("xl shutdown echo")?;
     bench.await_console("echo", "drayage-guest: exit ok")?;
     bench.await_gone("echo")?;
@@ -231,6 +238,24 @@ fn daemon_exit(bench: &mut Bench) -> Result<()> {
     bench.dom0.shell("xl shutdown lives")?;
     bench.await_console("lives", "drayage-guest: exit ok")?;
     bench.await_gone("lives")
+}
+
+/// What our guest sends is counted by a socket of dom0's Linux.
+fn source(bench: &mut Bench) -> Result<()> {
+    const COUNT: u64 = 20_000;
+    let daemon = Daemon::start(bench.dom0)?;
+    let reader =
+        bench.dom0.spawn(&format!("peer recv --port 9 --count {COUNT} --idle-ms 3000 --timeout-ms 30000"))?;
+    let settings = format!("app=source ip={GUEST_IP}/24 to={HOST_IP}:9 size=252 rate=5000 count={COUNT}");
+    create_attached(bench, &ours("source", Mode::Pvh, &settings), GUEST_MAC)?;
+    let Some(finished) = bench.dom0.agent().wait(&reader, 2 * CONSOLE)? else {
+        bail!("the reader got neither all packets nor silence")
+    };
+    let report: RecvReport = parse_last_line(&finished.output)?;
+    ensure!(report.packets == COUNT && report.out_of_order == 0, "of {COUNT} packets: {report:?}");
+    bench.dom0.shell("if xl domid source; then xl destroy source; fi")?;
+    bench.await_gone("source")?;
+    daemon.stop(bench.dom0)
 }
 
 fn idle(bench: &mut Bench) -> Result<()> {
