@@ -39,6 +39,25 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_ECN: u8 = 0x80;
 
+/// Returns the constants by their names in the headers, so that a test outside can compare them.
+#[doc(hidden)]
+pub fn constants() -> Vec<(&'static str, u64)> {
+    vec![
+        ("TUNSETIFF", TUNSETIFF),
+        ("TUNSETOFFLOAD", TUNSETOFFLOAD),
+        ("TUNSETVNETHDRSZ", TUNSETVNETHDRSZ),
+        ("TUN_F_CSUM|TUN_F_TSO4|TUN_F_TSO6", OFFLOADS),
+        ("SIOCBRADDIF", SIOCBRADDIF),
+        ("sizeof(struct virtio_net_hdr)", VNET_BYTES as u64),
+        ("VIRTIO_NET_HDR_F_NEEDS_CSUM", NEEDS_CSUM.into()),
+        ("VIRTIO_NET_HDR_F_DATA_VALID", DATA_VALID.into()),
+        ("VIRTIO_NET_HDR_GSO_NONE", GSO_NONE.into()),
+        ("VIRTIO_NET_HDR_GSO_TCPV4", GSO_TCPV4.into()),
+        ("VIRTIO_NET_HDR_GSO_TCPV6", GSO_TCPV6.into()),
+        ("VIRTIO_NET_HDR_GSO_ECN", GSO_ECN.into()),
+    ]
+}
+
 /// Why a TAP device could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {

@@ -80,9 +80,9 @@ pub const UNMAP_GRANT_REF: u64 = ioc(1, size_of::<UnmapGrantRef>());
 /// `IOCTL_GNTDEV_GRANT_COPY`.
 pub const GRANT_COPY: u64 = ioc(8, size_of::<GrantCopy>());
 /// `GNTCOPY_source_gref` (`xen/include/public/grant_table.h`).
-const SOURCE_GREF: u16 = 1 << 0;
+pub const SOURCE_GREF: u16 = 1 << 0;
 /// `GNTCOPY_dest_gref`.
-const DEST_GREF: u16 = 1 << 1;
+pub const DEST_GREF: u16 = 1 << 1;
 
 const _: () = {
     assert!(size_of::<MapGrantRef>() == 24);
@@ -90,6 +90,38 @@ const _: () = {
     assert!(size_of::<Segment>() == 24);
     assert!(size_of::<GrantCopy>() == 16);
 };
+
+/// Returns where the fields of the structures lie, each as `(name in the header, offset, bytes)`, and the size of
+/// each as `(name, size, 0)`, so that a test outside can compare them with the header.
+#[doc(hidden)]
+pub fn layout() -> Vec<(&'static str, usize, usize)> {
+    use std::mem::offset_of;
+    vec![
+        ("ioctl_gntdev_map_grant_ref", size_of::<MapGrantRef>(), 0),
+        ("ioctl_gntdev_map_grant_ref.count", offset_of!(MapGrantRef, count), 4),
+        ("ioctl_gntdev_map_grant_ref.index", offset_of!(MapGrantRef, index), 8),
+        ("ioctl_gntdev_map_grant_ref.refs[0].domid", offset_of!(MapGrantRef, domain), 4),
+        ("ioctl_gntdev_map_grant_ref.refs[0].ref", offset_of!(MapGrantRef, grant), 4),
+        ("ioctl_gntdev_unmap_grant_ref", size_of::<UnmapGrantRef>(), 0),
+        ("ioctl_gntdev_unmap_grant_ref.index", offset_of!(UnmapGrantRef, index), 8),
+        ("ioctl_gntdev_unmap_grant_ref.count", offset_of!(UnmapGrantRef, count), 4),
+        ("ioctl_gntdev_grant_copy", size_of::<GrantCopy>(), 0),
+        ("ioctl_gntdev_grant_copy.count", offset_of!(GrantCopy, count), 4),
+        ("ioctl_gntdev_grant_copy.segments", offset_of!(GrantCopy, segments), 8),
+        ("gntdev_grant_copy_segment", size_of::<Segment>(), 0),
+        ("gntdev_grant_copy_segment.source.virt", offset_of!(Segment, source), 8),
+        ("gntdev_grant_copy_segment.source.foreign.ref", offset_of!(Segment, source.foreign.grant), 4),
+        ("gntdev_grant_copy_segment.source.foreign.offset", offset_of!(Segment, source.foreign.offset), 2),
+        ("gntdev_grant_copy_segment.source.foreign.domid", offset_of!(Segment, source.foreign.domain), 2),
+        ("gntdev_grant_copy_segment.dest.virt", offset_of!(Segment, dest), 8),
+        ("gntdev_grant_copy_segment.dest.foreign.ref", offset_of!(Segment, dest.foreign.grant), 4),
+        ("gntdev_grant_copy_segment.dest.foreign.offset", offset_of!(Segment, dest.foreign.offset), 2),
+        ("gntdev_grant_copy_segment.dest.foreign.domid", offset_of!(Segment, dest.foreign.domain), 2),
+        ("gntdev_grant_copy_segment.len", offset_of!(Segment, len), 2),
+        ("gntdev_grant_copy_segment.flags", offset_of!(Segment, flags), 2),
+        ("gntdev_grant_copy_segment.status", offset_of!(Segment, status), 2),
+    ]
+}
 
 /// The open device, and room for the segments of a batch.
 #[derive(Debug)]
