@@ -299,6 +299,12 @@ pub struct World {
     pub control: Option<Control>,
     /// Passes of the worker.
     pub passes: u64,
+    /// Returns how many allocations were made so far, in a test that counts them.
+    pub meter: Option<fn() -> u64>,
+    /// Allocations during passes of the worker.
+    pub worker_allocations: u64,
+    /// Allocations during the guests' turns, stack and application included.
+    pub guest_allocations: u64,
     shape: Shape,
     clock: WorldClock,
     next: Next,
@@ -328,6 +334,9 @@ impl World {
             far: Far { end, stack, tasks: Tasks::default() },
             connector,
             passes: 0,
+            meter: None,
+            worker_allocations: 0,
+            guest_allocations: 0,
             shape,
             clock,
             next: Next { when: Wish::Now, uplinks: Uplinks::Awaited },
@@ -491,13 +500,19 @@ impl World {
         timely || uplink || self.worker.0.borrow().xen().is_readable()
     }
 
+    fn measure(&self) -> u64 {
+        self.meter.map_or(0, |meter| meter())
+    }
+
     /// Lets everybody run who has a reason to. Returns whether there was anybody.
     pub fn round(&mut self) -> bool {
         let now_ns = self.now_ns();
         let mut any = self.far.end.waiting() > 0;
         any |= self.far.turn(now_ns);
         if self.worker_is_woken(now_ns) {
+            let before = self.measure();
             self.next = self.worker.0.borrow_mut().pass();
+            self.worker_allocations += self.measure() - before;
             self.passes += 1;
             any = true;
         }
@@ -507,7 +522,9 @@ impl World {
         for guest in &mut self.guests {
             any |= guest.pump();
             if guest.is_woken(&self.hv, now_ns) {
+                let before = self.meter.map_or(0, |meter| meter());
                 guest.turn(now_ns);
+                self.guest_allocations += self.meter.map_or(0, |meter| meter()) - before;
                 any = true;
             }
         }
