@@ -4,24 +4,25 @@
 //! hands over what is ready, with one batch of grant copies for all guests together and one event for each.
 //! It tells its caller when the next pass is due. It knows no xenstore, and neither waits nor makes threads.
 
-use std::os::fd::BorrowedFd;
-use std::sync::mpsc::Sender;
+mod stream;
 
-use drayage_wire::container::{Manifest, Meta};
+use std::os::fd::BorrowedFd;
+
+use drayage_wire::container::Manifest;
 use drayage_wire::ring::SharedWords;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
 use crate::clock::Clock;
 use crate::fabric::{Fabric, Forwarded, Kind, Port, UplinkCounters, region_start};
-use crate::port::generator::{Generator, Report, Stream};
-use crate::port::sink::{Sink, SinkCounters};
 use crate::port::{Batch, Uplink};
 use crate::switch::{PortId, Segment};
 use crate::vif::rx::{Rx, Wish};
 use crate::vif::tx::{Left, Scratch, Tx};
 use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Vif};
 use crate::xen::{CopyOp, EventPort, Xen, XenError};
+use stream::Running;
+pub use stream::Target;
 
 /// Grant copies in one batch, at most.
 pub const BATCH_OPS: usize = 1024;
@@ -29,8 +30,6 @@ pub const BATCH_OPS: usize = 1024;
 const SCRATCH_BYTES: usize = 1 << 20;
 /// Pending ports taken in one pass.
 const EVENTS: usize = 128;
-/// Frames that the generator writes in one pass.
-const GENERATED: u64 = 4096;
 
 /// How the loop trades delay for wake-ups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,15 +79,6 @@ pub struct WorkerCounters {
     pub sleeps: u64,
 }
 
-/// Where a generated stream goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// To a guest.
-    Guest(PortId),
-    /// Nowhere.
-    Sink,
-}
-
 /// Why an interface could not be connected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -98,13 +88,6 @@ pub enum ConnectError {
     /// There are too many.
     #[error("no room for another interface: {} are served already", crate::fabric::MAX_GUESTS)]
     NoRoom,
-}
-
-struct Running {
-    generator: Generator,
-    target: Target,
-    sink: Option<Sink>,
-    done: Sender<(Report, Option<SinkCounters>)>,
 }
 
 /// The data path.
@@ -306,29 +289,6 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         !self.faults.is_empty()
     }
 
-    /// Starts a generated stream. `done` gets its report. Returns whether there was none already.
-    pub fn start_stream(
-        &mut self,
-        stream: &Stream,
-        target: Target,
-        done: Sender<(Report, Option<SinkCounters>)>,
-    ) -> bool {
-        if self.stream.is_some() {
-            return false;
-        }
-        let sink = (target == Target::Sink).then(Sink::new);
-        self.stream = Some(Running { generator: Generator::new(stream), target, sink, done });
-        true
-    }
-
-    fn end_stream(&mut self, cut_short: bool) {
-        if let Some(running) = self.stream.take() {
-            let report = Report { cut_short, ..running.generator.report };
-            // Nobody is left to be told if the asker went away.
-            let _ = running.done.send((report, running.sink.map(|s| s.counters)));
-        }
-    }
-
     /// Does what there is to do, in bounds, and says when to come back.
     pub fn pass(&mut self) -> Next {
         self.counters.passes += 1;
@@ -488,75 +448,6 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             self.fabric.ports[at] = Some(port);
         }
         (frames, left)
-    }
-
-    /// Lets the generator write while there is room.
-    fn generate(&mut self, now_ns: u64) -> Wish {
-        let Some(running) = &mut self.stream else { return Wish::Event };
-        let due = running.generator.due(now_ns).min(GENERATED);
-        let len = running.generator.frame_bytes();
-        let mut wish = Wish::Now;
-        match (running.target, &mut running.sink) {
-            (Target::Guest(id), _) => {
-                let vif = match self.fabric.ports.get_mut(usize::from(id.0)) {
-                    Some(Some(Port { kind: Kind::Guest { vif, region }, .. })) if vif.fault.is_none() => {
-                        Some((vif, *region))
-                    }
-                    _ => None,
-                };
-                let Some((vif, region)) = vif else {
-                    self.end_stream(true);
-                    return Wish::Event;
-                };
-                let start = region_start(region);
-                let memory = &mut self.fabric.regions.bytes_mut()[start..start + REGION_BYTES];
-                let generator = &mut running.generator;
-                for _ in 0..due {
-                    if !vif.rx.has_room_for(len) {
-                        // The guest's next event is what the stream waits for.
-                        generator.report.stalls += 1;
-                        wish = Wish::Event;
-                        break;
-                    }
-                    let counters = &mut vif.counters;
-                    let pushed = vif.rx.push_with(memory, now_ns, len, Meta::default(), counters, |out| {
-                        generator.write(out);
-                    });
-                    if pushed.is_err() {
-                        self.end_stream(true);
-                        return Wish::Event;
-                    }
-                    generator.advance(now_ns);
-                }
-            }
-            (Target::Sink, Some(sink)) => {
-                for _ in 0..due {
-                    let generator = &running.generator;
-                    sink.push_with(now_ns, len, |out| generator.write(out));
-                    running.generator.advance(now_ns);
-                }
-            }
-            (Target::Sink, None) => {}
-        }
-        if running.generator.is_done() {
-            self.end_stream(false);
-            return Wish::Event;
-        }
-        match running.generator.next_due_ns() {
-            Some(next_ns) if wish == Wish::Now => Wish::At(next_ns),
-            _ => wish,
-        }
-    }
-
-    /// Returns whether there is a stream that waited for room, and now has some.
-    fn stream_has_room(&self) -> bool {
-        let Some(Running { target: Target::Guest(id), generator, .. }) = &self.stream else { return false };
-        match self.fabric.ports.get(usize::from(id.0)) {
-            Some(Some(Port { kind: Kind::Guest { vif, .. }, .. })) => {
-                vif.fault.is_some() || vif.rx.has_room_for(generator.frame_bytes())
-            }
-            _ => true,
-        }
     }
 
     /// Copies what is ready into the guests' pages and answers their requests.
