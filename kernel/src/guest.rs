@@ -12,6 +12,8 @@ use crate::events::Port;
 use crate::platform::Xen;
 use crate::{time, toolstack, xenstore};
 
+/// How long the backends have to take what was sent last.
+const DRAIN_NS: u64 = 1_000_000_000;
 /// How long the backends have to let go of the vifs before the guest ends.
 const CLOSE_NS: u64 = 5_000_000_000;
 /// Ports that are waited for.
@@ -44,8 +46,16 @@ impl Guest {
         Ok(Self { netfront: Netfront::new(Xen, options)?, ports: Vec::with_capacity(MAX_PORTS) })
     }
 
-    /// Closes the vifs in order: backends are told, and let go first. One that does not costs some seconds.
+    /// Closes the vifs in order: backends take what was sent, are told, and let go first. One that does not
+    /// costs some seconds.
     pub(crate) fn close(mut self) {
+        let deadline_ns = time::now_ns() + DRAIN_NS;
+        // Every vif is asked, also behind one that is not done: the asking hands over what is left.
+        while self.netfront.vifs_mut().iter_mut().filter_map(|vif| (!vif.drain()).then_some(())).count() > 0
+            && time::now_ns() < deadline_ns
+        {
+            self.sleep(Some(deadline_ns));
+        }
         self.netfront.close();
         let deadline_ns = time::now_ns() + CLOSE_NS;
         while !self.netfront.is_closed() {

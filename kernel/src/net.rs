@@ -29,6 +29,8 @@ pub const UDP_TX_DATAGRAMS: usize = 256;
 pub const TCP_BYTES: usize = 128 << 10;
 
 #[cfg(test)]
-pub(crate) mod fake;
+mod allocation;
+#[cfg(test)]
+mod fake;
 #[cfg(test)]
 mod tests;

@@ -171,6 +171,19 @@ impl<P: Platform> Link<P> {
         })
     }
 
+    /// Hands over what is ready and returns whether everything sent is answered; where it is not, an event comes
+    /// when it is.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) fn drain(&mut self, counters: &mut Counters) -> Result<bool, Broken> {
+        self.flush(counters)?;
+        for port in self.ports() {
+            counters.events += u64::from(self.platform.take_pending(port));
+        }
+        self.tx.drain(&mut counters.tx)
+    }
+
     /// Closes the event channels and gives the pages back. Returns what the backend still uses.
     pub(crate) fn close(self) -> Option<Box<Remains<P>>> {
         for port in self.ports() {

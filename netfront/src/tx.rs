@@ -371,6 +371,24 @@ impl<P: Platform> TxQueue<P> {
         Ok(false)
     }
 
+    /// Returns whether everything is answered; where it is not, asks for an event when it is.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) fn drain(&mut self, counters: &mut TxCounters) -> Result<bool, Broken> {
+        loop {
+            self.reap(counters)?;
+            let ring = self.ring.get();
+            let left = ring.in_flight();
+            if left == 0 {
+                return Ok(true);
+            }
+            if !ring.rearm_after(left) {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Gives everything back.
     ///
     /// # Errors

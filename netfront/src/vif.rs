@@ -240,6 +240,19 @@ impl<P: Platform> Vif<P> {
         }
     }
 
+    /// Hands over what is left to be sent, before the guest ends, and returns whether the backend has answered
+    /// everything. Where it has not, an event comes when it has.
+    pub fn drain(&mut self) -> bool {
+        if !self.is_up() {
+            return true;
+        }
+        let Some(link) = &mut self.link else { return true };
+        link.drain(&mut self.counters).unwrap_or_else(|broken| {
+            self.broken = Some(broken);
+            true
+        })
+    }
+
     /// Returns whether there is something to receive. Asks for no event.
     pub fn has_work(&mut self) -> bool {
         self.active().is_some_and(|link| link.rx.has_work())

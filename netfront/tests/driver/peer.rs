@@ -279,10 +279,17 @@ impl Peer {
         for request in requests {
             self.rings().tx.respond(TxResponse { id: request.id, status }).unwrap();
         }
-        if self.rings().tx.publish() {
+        self.publish_sent();
+        chains
+    }
+
+    /// Publishes answers to what was sent. Returns whether that took an event.
+    pub(crate) fn publish_sent(&mut self) -> bool {
+        let wanted = self.rings().tx.publish();
+        if wanted {
             self.notify();
         }
-        chains
+        wanted
     }
 
     /// Takes everything that was sent and answers nothing.

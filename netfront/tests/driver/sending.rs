@@ -147,6 +147,27 @@ fn answers_out_of_order_never_free_a_page_that_is_in_flight() {
 }
 
 #[test]
+fn before_the_end_everything_sent_is_waited_for() {
+    let (mut guest, mut peer) = connected(STOCK);
+    assert!(guest.vif(0).drain(), "nothing was sent");
+    for n in 0..10 {
+        guest.send(0, &frame(60, n));
+    }
+    assert!(!guest.vif(0).drain());
+    assert!(peer.take_notified(), "what was left is handed over");
+    let (requests, _) = peer.take_requests();
+    for (n, request) in requests.iter().enumerate() {
+        assert!(!guest.vif(0).drain());
+        assert!(!guest.is_woken(0), "the event comes with the last answer, not before");
+        peer.rings().tx.respond(TxResponse { id: request.id, status: status::OKAY }).unwrap();
+        assert_eq!(peer.publish_sent(), n + 1 == requests.len());
+    }
+    assert!(guest.is_woken(0));
+    assert!(guest.vif(0).drain());
+    guest.hv.assert_clean();
+}
+
+#[test]
 fn wrong_answers_are_counted_and_believed_in_nothing() {
     let (mut guest, mut peer) = connected(STOCK);
     for n in 0..4 {

@@ -1,0 +1,163 @@
+//! Proof that the loop, the links and the apps allocate nothing once they are set up.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+
+use super::nic::{Counters, Nic, Rearmed};
+use super::run::{Change, Ended, Machine, run};
+use crate::control::Request;
+use crate::seed::{Seed, SeedSource};
+use crate::settings::Settings;
+
+/// A NIC on which the same frames arrive again and again, and where sending is free.
+struct Tape {
+    frames: Vec<Vec<u8>>,
+    at: usize,
+    left: usize,
+    scratch: [u8; 2048],
+    counters: Counters,
+}
+
+struct Frame<'a>(&'a [u8]);
+struct Room<'a>(&'a mut [u8; 2048], &'a mut Counters);
+
+impl phy::RxToken for Frame<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+impl phy::TxToken for Room<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        self.1.tx_frames += 1;
+        f(&mut self.0[..len])
+    }
+}
+
+impl Device for Tape {
+    type RxToken<'a> = Frame<'a>;
+    type TxToken<'a> = Room<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Frame<'_>, Room<'_>)> {
+        self.left = self.left.checked_sub(1)?;
+        self.at = (self.at + 1) % self.frames.len();
+        self.counters.rx_frames += 1;
+        Some((Frame(&self.frames[self.at]), Room(&mut self.scratch, &mut self.counters)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Room<'_>> {
+        Some(Room(&mut self.scratch, &mut self.counters))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities.checksum.udp = Checksum::None;
+        capabilities
+    }
+}
+
+impl Nic for Tape {
+    fn mac(&self) -> [u8; 6] {
+        [2, 0, 0, 0, 0, 1]
+    }
+    fn flush(&mut self) {}
+    fn rearm(&mut self) -> Rearmed {
+        Rearmed::Armed
+    }
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+/// A machine on which a burst arrives in every sleep.
+struct Deck {
+    tape: Tape,
+    now_ns: u64,
+    bursts: usize,
+    is_up: bool,
+}
+
+impl Machine for Deck {
+    type Nic = Tape;
+    const PREFIX: &'static str = "vif";
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn next_change(&mut self) -> Option<Change> {
+        if !self.is_up {
+            self.is_up = true;
+            return Some(Change::Up(0));
+        }
+        (self.bursts == 0 && self.tape.left == 0).then_some(Change::Stop(Request::PowerOff))
+    }
+
+    fn nic(&mut self, _: u32) -> Option<&mut Tape> {
+        Some(&mut self.tape)
+    }
+
+    fn sleep(&mut self, _: Option<u64>) {
+        // Long enough for timers to run out and for the counters to be printed.
+        self.now_ns += 1_500_000_000;
+        self.tape.left = 1000;
+        self.bursts -= 1;
+    }
+}
+
+/// Returns the frame of a datagram from 10.0.0.1 to 10.0.0.2.
+fn datagram(port: u16, len: usize) -> Vec<u8> {
+    let mut frame = alloc::vec![0; len];
+    frame[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
+    let ip = (len - 14) as u16;
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[16..18].copy_from_slice(&ip.to_be_bytes());
+    let sum: u32 =
+        frame[14..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    frame[24..26].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    frame[34..36].copy_from_slice(&4000_u16.to_be_bytes());
+    frame[36..38].copy_from_slice(&port.to_be_bytes());
+    frame[38..40].copy_from_slice(&(ip - 20).to_be_bytes());
+    frame
+}
+
+/// Returns the answer to the guest's question for the address of 10.0.0.1.
+fn arp_reply() -> Vec<u8> {
+    let mut frame = Vec::from([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    frame.extend([2, 0, 0, 0, 0, 2, 10, 0, 0, 1, 2, 0, 0, 0, 0, 1, 10, 0, 0, 2]);
+    frame
+}
+
+/// Runs an app over a number of bursts; returns the allocations, what was sent, and the console.
+fn measure(line: &str, bursts: usize, frames: Vec<Vec<u8>>) -> (u64, u64, String) {
+    let settings = Settings::parse(line).unwrap();
+    let tape = Tape { frames, at: 0, left: 0, scratch: [0; 2048], counters: Counters::default() };
+    let mut deck = Deck { tape, now_ns: 1, bursts, is_up: false };
+    let mut console = String::with_capacity(1 << 20);
+    let seed = Seed { value: 1, source: SeedSource::Jitter };
+    let used = allocation_counter::measure(|| {
+        assert_eq!(run(&mut deck, &mut console, &settings, seed), Ended::Asked(Request::PowerOff));
+    });
+    (used.count_total, deck.tape.counters.tx_frames, console)
+}
+
+#[test]
+fn a_hundred_times_the_packets_take_no_more_allocations() {
+    let frames =
+        |port| Vec::from([arp_reply(), datagram(port, 60), datagram(port, 1514), datagram(port + 1, 60)]);
+    for (line, port, answers) in [
+        ("app=sink ip=10.0.0.2/24", 9, 250),
+        ("app=echo ip=10.0.0.2/24", 7, 500),
+        ("app=source ip=10.0.0.2/24 to=10.0.0.1:9 rate=1000", 4000, 1),
+    ] {
+        let (few, ..) = measure(line, 3, frames(port));
+        let (many, sent, console) = measure(line, 300, frames(port));
+        assert_eq!(many, few, "{line}\n{console}");
+        assert!(sent >= 200 * answers, "{line}: only {sent} frames were sent\n{console}");
+    }
+}
