@@ -253,3 +253,29 @@ fn rubbish_buffers_cost_their_own_packets() {
     assert_eq!(bench.worker.take_faults().len(), 1);
     bench.hv.assert_clean();
 }
+
+#[test]
+fn a_neighbours_address_cannot_be_stolen() {
+    let mut bench = Bench::new();
+    let mut thief = bench.front(LIAR, tx::Format::Plain);
+    let mut neighbour = bench.front(NEIGHBOUR, tx::Format::Plain);
+    for front in [&mut thief, &mut neighbour] {
+        for n in 0..8 {
+            let gref = front.grant(n);
+            assert!(front.post(drayage_wire::netif::RxRequest { id: n as u16, gref }));
+        }
+        front.publish();
+    }
+    // It sends as its neighbour, to make the switch learn that the neighbour is behind its own port.
+    thief.write(9, &frame(NEIGHBOUR, 1));
+    assert!(thief.send(request(&thief, 9, 0, 60)));
+    thief.publish();
+    bench.passes();
+    let mut secret = frame(LIAR, 2);
+    secret[..6].copy_from_slice(&mac(NEIGHBOUR));
+    secret[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    bench.far.send(secret);
+    bench.passes();
+    assert_eq!(neighbour.received().iter().filter(|answer| answer.status == 60).count(), 1);
+    assert_eq!(thief.received().len(), 0, "it hears nothing of it");
+}
