@@ -1,7 +1,11 @@
 //! The real driver, the real worker and the real control path together: guests that come, go, come again and die, two
 //! at once, in mid-traffic, and frontends whose keys make no sense.
 
+use drayage::control::AttachRequest;
 use drayage::control::details::Containers;
+use drayage::control::error::FailureKind;
+use drayage::policy::Policy;
+use drayage::switch::Mac;
 use drayage_tests::hand::DOM0;
 use drayage_tests::host::{TcpSink, TcpSource, UdpSink, UdpSource};
 use drayage_tests::world::{ControlPath, HANDLE, Shape, World, name_of};
@@ -168,4 +172,48 @@ fn keys_that_make_no_sense_are_refused_and_named() {
         world.guests[neighbour].tasks.udp_sinks[there].assert_right();
         world.hv.assert_clean();
     }
+}
+
+#[test]
+fn requests_that_cannot_be_met_name_what_is_wrong() {
+    let mut world = world(Containers::On);
+    world.add_guest(5);
+    let request = |domain: &str| AttachRequest {
+        domain: domain.into(),
+        vif: None,
+        mac: None,
+        port: None,
+        policy: Policy::default(),
+        size_bytes: 65_536,
+        containers: Containers::On,
+    };
+    let control = world.control.as_mut().expect("one");
+    let mut refused = |request: AttachRequest, kind: FailureKind, named: &[&str]| {
+        let failure = control.manager.attach(&request).expect_err("it is refused");
+        assert_eq!(failure.kind, kind, "{failure}");
+        assert!(named.iter().all(|part| failure.message.contains(part)), "{failure}");
+    };
+    refused(request("guest6"), FailureKind::NotFound, &["\"guest6\"", "guest5 (5)", "xl list"]);
+    refused(
+        request("guest5"),
+        FailureKind::Taken,
+        &["\"guest5\"", "attached already", "drayage detach guest5"],
+    );
+    refused(request("5"), FailureKind::Taken, &["attached already"]);
+    let again = AttachRequest { vif: Some(0), ..request("guest5") };
+    refused(again, FailureKind::Taken, &["interface 0", "--vif"]);
+    let twin = AttachRequest { vif: Some(1), mac: Some(Mac([2, 0, 0, 0, 1, 5])), ..request("guest5") };
+    refused(twin, FailureKind::Taken, &["02:00:00:00:01:05"]);
+    let group = AttachRequest { vif: Some(1), mac: Some(Mac([3; 6])), ..request("guest5") };
+    refused(group, FailureKind::BadValue, &["03:03:03:03:03:03"]);
+    for size_bytes in [0, 4095, 65_537] {
+        let wrong = AttachRequest { vif: Some(1), size_bytes, ..request("guest5") };
+        refused(wrong, FailureKind::BadValue, &[&size_bytes.to_string(), "4096 to 65536"]);
+    }
+    let failure = control.manager.detach("guest6", None, 0).expect_err("there is none");
+    assert_eq!(failure.kind, FailureKind::NotFound);
+    let failure = control.manager.detach("guest5", Some(3), 0).expect_err("there is none");
+    assert_eq!(failure.kind, FailureKind::NotFound);
+    assert_eq!(control.manager.list().len(), 1, "and nothing is left of any of it");
+    world.end();
 }
