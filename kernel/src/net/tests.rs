@@ -31,7 +31,10 @@ struct Bench {
 
 impl Bench {
     fn new(line: &str) -> Self {
-        let settings = Settings::parse(line).unwrap();
+        Self::with(&Settings::parse(line).unwrap())
+    }
+
+    fn with(settings: &Settings) -> Self {
         let (mut nic, peer) = wire();
         let mut console = String::new();
         let mut link = Link::new(0, "vif", &mut nic, settings.addressing(0), 1, MS).unwrap();
@@ -407,5 +410,58 @@ fn a_mac_of_many_is_refused() {
         let (mut nic, _) = wire();
         nic.mac = mac;
         assert!(Link::new(0, "vif", &mut nic, settings.addressing(0), 1, 0).is_err());
+    }
+}
+
+/// The README's example: an app of a user's own, with a setting of its own.
+mod own_app {
+    use alloc::string::ToString;
+
+    use super::*;
+    use crate::app::{App, AppKind, Next, Spread};
+    use crate::net::{Net, UdpHandle};
+    use crate::settings::Key;
+
+    const PORT: Key = Key { name: "port", form: "a UDP port, 1 to 65535" };
+
+    static KINDS: &[AppKind] = &[AppKind {
+        name: "shout",
+        keys: &[PORT],
+        spread: Spread::EveryInterface,
+        configure: |words| {
+            let port = words.port(&PORT)?.unwrap_or(4000);
+            Ok(Box::new(move |net| Box::new(Shout { udp: net.open_udp(port), buffer: [0; 1500] })))
+        },
+    }];
+
+    struct Shout {
+        udp: UdpHandle,
+        buffer: [u8; 1500],
+    }
+
+    impl App for Shout {
+        fn poll(&mut self, net: &mut Net<'_>) -> Next {
+            let mut udp = net.udp(self.udp);
+            while let Some(datagram) = udp.receive() {
+                let (len, answer) = (datagram.bytes.len(), datagram.answer());
+                let Some(copy) = self.buffer.get_mut(..len) else { continue };
+                copy.copy_from_slice(datagram.bytes);
+                copy.make_ascii_uppercase();
+                let _ = udp.send(copy, answer);
+            }
+            Next::OnTraffic
+        }
+    }
+
+    #[test]
+    fn is_configured_started_and_run() {
+        let settings = Settings::parse_with("app=shout port=4001 ip=10.0.0.2/24", KINDS).unwrap();
+        let mut bench = Bench::with(&settings);
+        let socket = bench.host.udp(5000);
+        bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(b"hello", (v4(), 4001)).unwrap();
+        bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(socket).can_recv());
+        assert_eq!(bench.host.sockets.get_mut::<udp::Socket>(socket).recv().unwrap().0, b"HELLO");
+        let error = Settings::parse_with("app=echo", KINDS).unwrap_err();
+        assert_eq!(error.to_string(), "app=echo: expected shout");
     }
 }
