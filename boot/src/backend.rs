@@ -12,6 +12,9 @@ use crate::dom0::Dom0;
 /// What the daemon prints goes here.
 const LOG: &str = "/var/log/drayage.log";
 
+/// The daemon's process id: its name would also find one that was killed and not yet waited for.
+const PID: &str = "/run/drayage-daemon.pid";
+
 /// Patience with the daemon's start.
 const START: Duration = Duration::from_secs(20);
 
@@ -28,7 +31,7 @@ impl Daemon {
     /// Starts the daemon and waits until it takes commands.
     pub fn start(dom0: &mut Dom0) -> Result<Self> {
         dom0.shell(&format!("rm -f {LOG}; mkdir -p /var/log"))?;
-        let process = dom0.spawn(&format!("exec drayage run > {LOG} 2>&1"))?;
+        let process = dom0.spawn(&format!("echo $$ > {PID}; exec drayage run > {LOG} 2>&1"))?;
         if dom0.agent().await_line(LOG, 0, &[READY], START)?.is_none() {
             bail!("drayage run did not get ready; it printed:\n{}", log(dom0)?);
         }
@@ -56,7 +59,7 @@ impl Daemon {
 
     /// Returns the CPU time that the daemon has used, in milliseconds.
     pub fn cpu_ms(&self, dom0: &mut Dom0) -> Result<u64> {
-        let text = dom0.shell("awk '{ print $14 + $15 }' /proc/$(pidof drayage)/stat")?;
+        let text = dom0.shell(&format!("awk '{{ print $14 + $15 }}' /proc/$(cat {PID})/stat"))?;
         let ticks: u64 = text.trim().parse().with_context(|| format!("CPU time of the daemon: {text:?}"))?;
         // USER_HZ is 100 on every Linux that this runs on.
         Ok(ticks * 10)
