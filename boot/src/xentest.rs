@@ -35,6 +35,14 @@ fn scenarios() -> Vec<Scenario> {
     [stock::scenarios(), life::scenarios(), ours::scenarios()].into_iter().flatten().collect()
 }
 
+/// Returns whether a pattern is how a scenario's name begins, and more than its first word, which is also a
+/// module's name elsewhere.
+pub fn is_scenario(pattern: &str) -> bool {
+    let mut names =
+        scenarios().into_iter().map(|scenario| scenario.name).chain(plain::scenarios().map(|(name, _)| name));
+    names.any(|name| name.starts_with(pattern)) && !"xen::".starts_with(pattern)
+}
+
 /// Runs the scenarios whose name contains a pattern.
 pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
