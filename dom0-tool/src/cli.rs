@@ -103,6 +103,12 @@ pub(crate) struct AttachArgs {
     /// Whether containers are offered to the guest.
     #[arg(long, value_enum, default_value = "on")]
     pub(crate) containers: OnOff,
+    /// Drops what the guest sends from another address than its own.
+    #[arg(long)]
+    pub(crate) locked_mac: bool,
+    /// Keeps the guest from other isolated guests; it reaches uplinks and guests that are not isolated.
+    #[arg(long)]
+    pub(crate) isolated: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }

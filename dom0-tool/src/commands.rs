@@ -12,6 +12,7 @@ use drayage::control::views::Interface;
 use drayage::daemon::{self, Config};
 use drayage::doctor::{Verdict, examine};
 use drayage::ipc::{Generated, Request, Stats, ask};
+use drayage::rules::Rules;
 use drayage::table;
 use serde::Serialize;
 
@@ -69,6 +70,7 @@ fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
             OnOff::On => Containers::On,
             OnOff::Off => Containers::Off,
         },
+        rules: Rules { locked_mac: args.locked_mac, isolated: args.isolated },
     };
     let made: Attachment = ask(socket, &request)?;
     show(&args.output, &made, |made| {

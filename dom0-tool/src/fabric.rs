@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::aggregate::REGION_BYTES;
 use crate::memory::Pages;
 use crate::port::{Sent, Uplink};
+use crate::rules::Guard;
 use crate::switch::{Decision, Mac, PortId, Segment, Switch};
 use crate::vif::{Counters, Vif};
 
@@ -40,6 +41,7 @@ pub struct UplinkCounters {
 /// A port.
 pub(crate) struct Port<P> {
     pub(crate) segment: Segment,
+    pub(crate) guard: Guard,
     pub(crate) kind: Kind<P>,
 }
 
@@ -57,6 +59,14 @@ pub(crate) struct Fabric<P> {
     free_regions: Vec<usize>,
 }
 
+/// Where a frame comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) port: PortId,
+    pub(crate) segment: Segment,
+    pub(crate) guard: Guard,
+}
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Forwarded {
@@ -64,6 +74,10 @@ pub(crate) enum Forwarded {
     Yes,
     /// There was nobody to take it.
     Nobody,
+    /// Its sender is held to its own address, and this is another.
+    WrongSource,
+    /// Both ends are isolated.
+    Isolated,
 }
 
 /// Returns where a region starts.
@@ -122,27 +136,34 @@ impl<P: SharedWords> Fabric<P> {
     }
 
     /// Hands a frame from a port, which is taken out of the list meanwhile, to where it belongs.
-    pub(crate) fn forward(
-        &mut self,
-        from: PortId,
-        segment: Segment,
-        now_ns: u64,
-        frame: &[u8],
-        meta: Meta,
-    ) -> Forwarded {
-        match self.switch.decide(from, segment, now_ns, frame) {
+    pub(crate) fn forward(&mut self, from: &Origin, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+        // Before anything is learned from it.
+        if !from.guard.admits(frame) {
+            return Forwarded::WrongSource;
+        }
+        match self.switch.decide(from.port, from.segment, now_ns, frame) {
+            Some(Decision::To(to)) if !self.may_reach(from, to) => Forwarded::Isolated,
             Some(Decision::To(to)) => self.deliver(to, now_ns, frame, meta),
-            Some(Decision::Flood) => self.flood(from, segment, now_ns, frame, meta),
+            Some(Decision::Flood) => self.flood(from, now_ns, frame, meta),
             Some(Decision::Nowhere) | None => Forwarded::Nobody,
         }
     }
 
-    fn flood(&mut self, from: PortId, segment: Segment, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+    fn may_reach(&self, from: &Origin, to: PortId) -> bool {
+        let port = self.ports.get(usize::from(to.0)).and_then(Option::as_ref);
+        port.is_none_or(|port| from.guard.privacy.reaches(port.guard.privacy))
+    }
+
+    fn flood(&mut self, from: &Origin, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
         let mut result = Forwarded::Nobody;
         for at in 0..self.ports.len() {
             let id = PortId(at as u16);
-            let hears = self.ports[at].as_ref().is_some_and(|port| port.segment == segment);
-            if id != from && hears && self.deliver(id, now_ns, frame, meta) == Forwarded::Yes {
+            let hears = self.ports[at].as_ref().is_some_and(|port| port.segment == from.segment);
+            if id != from.port
+                && hears
+                && self.may_reach(from, id)
+                && self.deliver(id, now_ns, frame, meta) == Forwarded::Yes
+            {
                 result = Forwarded::Yes;
             }
         }
@@ -156,6 +177,10 @@ impl<P: SharedWords> Fabric<P> {
         match &mut port.kind {
             Kind::Guest { vif, region } => {
                 if vif.fault.is_some() {
+                    return Forwarded::Nobody;
+                }
+                if !vif.subscriptions.want(frame) {
+                    vif.counters.filtered += 1;
                     return Forwarded::Nobody;
                 }
                 let start = region_start(*region);

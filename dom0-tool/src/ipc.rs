@@ -15,6 +15,7 @@ use crate::control::error::{Failure, FailureKind};
 use crate::control::views::{InterfaceStats, UplinkStats};
 use crate::port::generator::Report;
 use crate::port::sink::SinkCounters;
+use crate::rules::Rules;
 use crate::worker::WorkerCounters;
 
 /// Where the daemon listens unless it is told otherwise.
@@ -40,6 +41,9 @@ pub enum Request {
         size_bytes: Option<u32>,
         /// Whether containers are offered.
         containers: Containers,
+        /// What the guest is held to.
+        #[serde(flatten)]
+        rules: Rules,
     },
     /// Detaches a guest; the reply comes when it is done.
     Detach {

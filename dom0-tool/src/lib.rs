@@ -14,6 +14,7 @@ pub mod ipc;
 pub mod memory;
 pub mod policy;
 pub mod port;
+pub mod rules;
 pub mod segment;
 pub mod store;
 pub mod switch;

@@ -9,6 +9,9 @@
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
+    /// Everybody.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+
     /// Returns whether the address names a group (broadcast included).
     pub fn is_group(self) -> bool {
         self.0[0] & 1 != 0

@@ -21,7 +21,8 @@ pub fn interfaces(list: &[Interface]) -> String {
     if list.is_empty() {
         return "nothing is attached: `drayage attach DOMAIN`".into();
     }
-    let mut table = table(&["domain", "id", "vif", "mac", "port", "state", "containers", "policy", "size"]);
+    let mut table =
+        table(&["domain", "id", "vif", "mac", "port", "state", "containers", "policy", "size", "rules"]);
     for one in list {
         let containers = match (one.rx_containers, one.tx_containers) {
             (Some(rx), Some(tx)) => match (rx, tx) {
@@ -42,6 +43,7 @@ pub fn interfaces(list: &[Interface]) -> String {
             containers.into(),
             one.policy.clone(),
             one.size_bytes.to_string(),
+            one.rules.words().into(),
         ]);
     }
     table.trim_fmt()
@@ -91,17 +93,26 @@ pub fn stats(stats: &Stats) -> String {
             counters.longest_hold_ns / 1000
         ));
         text.push_str(&format!(
-            "hypercalls {}, events in {}, events out {}, wake-ups {}, guest errors {}\n",
+            "hypercalls {}, events in {}, events out {}, wake-ups {}, filtered {}, guest errors {}\n",
             counters.hypercalls,
             counters.events_in,
             counters.events_out,
             counters.wakeups,
+            counters.filtered,
             counters.guest_errors
         ));
         text.push_str(&format!(
             "drops: queue full {}, too large {}, bad buffer {}, not segmentable {}, malformed {}, unreadable {}, \
-             no destination {}\n\n",
-            d.queue_full, d.too_large, d.bad_buffer, d.not_segmentable, d.malformed, d.unreadable, d.no_destination
+             no destination {}, wrong source {}, isolated {}\n\n",
+            d.queue_full,
+            d.too_large,
+            d.bad_buffer,
+            d.not_segmentable,
+            d.malformed,
+            d.unreadable,
+            d.no_destination,
+            d.wrong_source,
+            d.isolated
         ));
     }
     if !stats.uplinks.is_empty() {

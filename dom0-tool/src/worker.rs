@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
 use crate::clock::Clock;
-use crate::fabric::{Fabric, Forwarded, Kind, Port, UplinkCounters, region_start};
+use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, region_start};
 use crate::port::{Batch, Uplink};
+use crate::rules::Guard;
 use crate::switch::{PortId, Segment};
+use crate::vif::multicast::Subscriptions;
 use crate::vif::rx::{Rx, Wish};
 use crate::vif::tx::{Left, Scratch, Tx};
 use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Vif};
@@ -155,7 +157,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     pub fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
         let id = self.fabric.vacancy()?;
         let kind = Kind::Uplink { link, counters: UplinkCounters::default() };
-        self.fabric.ports[usize::from(id.0)] = Some(Port { segment, kind });
+        self.fabric.ports[usize::from(id.0)] = Some(Port { segment, guard: Guard::default(), kind });
         Some(id)
     }
 
@@ -202,6 +204,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             domain,
             tx: Tx::new(tx_page, domain, connection.tx_format),
             rx: Rx::new(rx_page, domain, format, accepts, connection.policy, REGION_BYTES),
+            subscriptions: Subscriptions::new(connection.groups),
             events,
             counters: Counters::default(),
             // Whatever the frontend did before we were bound made no event that we saw.
@@ -220,7 +223,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             self.owners[at] = Some(id);
         }
         let kind = Kind::Guest { vif: Box::new(vif), region };
-        self.fabric.ports[usize::from(id.0)] = Some(Port { segment, kind });
+        let guard = Guard::new(connection.rules, connection.mac);
+        self.fabric.ports[usize::from(id.0)] = Some(Port { segment, guard, kind });
         self.fabric.pin(id, segment, connection.mac);
         Ok(id)
     }
@@ -386,17 +390,20 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             // The sender is out of the list while its frames are handed to others.
             let Some(mut port) = self.fabric.ports[at].take() else { continue };
             if let Kind::Guest { vif, .. } = &mut port.kind {
-                let id = PortId(at as u16);
+                let from = Origin { port: PortId(at as u16), segment: port.segment, guard: port.guard };
                 let fabric = &mut self.fabric;
-                let segment = port.segment;
-                let Vif { tx, counters, .. } = &mut **vif;
-                let scratch = self.scratch.bytes();
-                tx.deliver(scratch, &self.tx_ops, &mut self.manifest, counters, |frame, meta, counters| {
+                let Vif { tx, subscriptions, counters, .. } = &mut **vif;
+                let each = |frame: &[u8], meta, counters: &mut Counters| {
                     frames += 1;
-                    if fabric.forward(id, segment, now_ns, frame, meta) == Forwarded::Nobody {
-                        counters.drops.no_destination += 1;
+                    match fabric.forward(&from, now_ns, frame, meta) {
+                        Forwarded::Yes => {}
+                        Forwarded::Nobody => counters.drops.no_destination += 1,
+                        Forwarded::WrongSource => counters.drops.wrong_source += 1,
+                        Forwarded::Isolated => counters.drops.isolated += 1,
                     }
-                });
+                };
+                let scratch = self.scratch.bytes();
+                tx.deliver(scratch, &self.tx_ops, &mut self.manifest, subscriptions, counters, each);
                 vif.woken = true;
                 vif.notify_tx |= vif.tx.publish();
             }
@@ -436,11 +443,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 }
                 frames += self.batch.len();
                 counters.batches += u64::from(!self.batch.is_empty());
+                let from = Origin { port: PortId(at as u16), segment: port.segment, guard: port.guard };
                 for (frame, meta) in self.batch.frames() {
                     counters.received += 1;
                     counters.received_bytes += frame.len() as u64;
-                    let id = PortId(at as u16);
-                    if self.fabric.forward(id, port.segment, now_ns, frame, meta) == Forwarded::Nobody {
+                    if self.fabric.forward(&from, now_ns, frame, meta) != Forwarded::Yes {
                         counters.no_destination += 1;
                     }
                 }

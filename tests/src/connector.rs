@@ -131,6 +131,8 @@ impl Connector {
                 blank_v6: flag(keys::FEATURE_IPV6_CSUM_OFFLOAD),
             },
             policy,
+            rules: Default::default(),
+            groups: Default::default(),
         };
         let id = worker.connect(LAN, &connection)?;
         *port = Some(id);

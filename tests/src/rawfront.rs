@@ -6,7 +6,9 @@ use core::sync::atomic::Ordering;
 
 use drayage::clock::Clock;
 use drayage::policy::Policy;
+use drayage::rules::Rules;
 use drayage::switch::{Mac, PortId};
+use drayage::vif::multicast::Groups;
 use drayage::vif::rx::{self, Accepts};
 use drayage::vif::{Connection, RemoteEvents, tx};
 use drayage::worker::Worker;
@@ -54,6 +56,22 @@ impl RawFront {
         tx_format: tx::Format,
         rx_format: rx::Format,
     ) -> Self {
+        Self::connect_as(hv, worker, guest, |connection| {
+            connection.tx_format = tx_format;
+            connection.rx_format = rx_format;
+        })
+    }
+
+    /// As [`connect`](Self::connect), with a connection as `shape` leaves it; it is plain before.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn connect_as<C: Clock>(
+        hv: &Hypervisor,
+        worker: &mut Worker<Back, C>,
+        guest: DomainId,
+        shape: impl FnOnce(&mut Connection),
+    ) -> Self {
         hv.create_domain(guest);
         let granted = |page: RawPage| {
             let grant = hv.grant(guest, DOM0, page.address(), Access::ReadWrite).expect("a grant");
@@ -65,17 +83,20 @@ impl RawFront {
         let (rx_page, rx_ring) = pages.pop().expect("two more than needed for data");
         let (tx, rx) = (FrontRing::new(tx_page.clone()), FrontRing::new(rx_page.clone()));
         let port = hv.alloc_unbound(guest, DOM0).expect("a port");
-        let connection = Connection {
+        let mut connection = Connection {
             domain: xen::DomainId(guest.0),
             mac: Mac(mac(guest)),
             tx_ring: xen::GrantRef(tx_ring.0),
             rx_ring: xen::GrantRef(rx_ring.0),
             events: RemoteEvents::Shared(xen::EventPort(port.0)),
-            tx_format,
-            rx_format,
+            tx_format: tx::Format::Plain,
+            rx_format: rx::Format::Plain,
             accepts: Accepts { scatter: true, gso_v4: true, gso_v6: true, blank_v4: true, blank_v6: true },
             policy: Policy::default(),
+            rules: Rules::default(),
+            groups: Groups::All,
         };
+        shape(&mut connection);
         let id = worker.connect(LAN, &connection).expect("it connects");
         Self { hv: hv.clone(), guest, tx, rx, tx_page, rx_page, pages, port, id }
     }
@@ -117,6 +138,43 @@ impl RawFront {
     pub fn publish_rx_nonsense(&mut self, req_prod: u32) {
         self.rx_page.store(REQ_PROD, req_prod, Ordering::Release);
         self.hv.notify(self.guest, self.port);
+    }
+
+    /// Returns what is in the first bytes of a page.
+    ///
+    /// # Panics
+    /// When they are more than a page.
+    pub fn read(&self, page: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.pages[page % PAGES].0.read(0, &mut bytes);
+        bytes
+    }
+
+    /// Posts pages `first` to `first + count` to receive into, and publishes them.
+    pub fn post_pages(&mut self, first: usize, count: usize) {
+        for page in first..first + count {
+            let gref = self.grant(page);
+            self.post(RxRequest { id: page as u16, gref });
+        }
+        self.publish();
+    }
+
+    /// Sends a frame of up to a page from page `page`.
+    ///
+    /// # Panics
+    /// When the ring is full.
+    pub fn send_frame(&mut self, page: usize, frame: &[u8]) {
+        self.write(page, frame);
+        let gref = self.grant(page);
+        let request = TxRequest { gref, offset: 0, flags: 0, id: page as u16, size: frame.len() as u16 };
+        assert!(self.send(request), "the ring is full");
+        self.publish();
+    }
+
+    /// Takes the frames of one slot each that came, by the pages that they lie in.
+    pub fn frames(&mut self) -> Vec<Vec<u8>> {
+        let received = self.received();
+        received.iter().map(|a| self.read(usize::from(a.id), a.status.max(0) as usize)).collect()
     }
 
     /// Takes the answers of the TX ring, if their index can be true.

@@ -398,6 +398,7 @@ impl World {
                 policy: self.shape.policy,
                 size_bytes: 65_536,
                 containers,
+                rules: Default::default(),
             });
             self.negotiate();
         } else {

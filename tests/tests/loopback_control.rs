@@ -186,6 +186,7 @@ fn requests_that_cannot_be_met_name_what_is_wrong() {
         policy: Policy::default(),
         size_bytes: 65_536,
         containers: Containers::On,
+        rules: Default::default(),
     };
     let control = world.control.as_mut().expect("one");
     let mut refused = |request: AttachRequest, kind: FailureKind, named: &[&str]| {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use super::details::Containers;
 use crate::policy::Policy;
 use crate::port::spec::TapSpec;
+use crate::rules::Rules;
 use crate::switch::Mac;
 
 /// An interface that an operator asked for.
@@ -35,6 +36,9 @@ pub struct Attachment {
     pub size_bytes: u32,
     /// Whether containers are offered.
     pub containers: Containers,
+    /// What the guest is held to.
+    #[serde(flatten)]
+    pub rules: Rules,
 }
 
 fn write_text<S: Serializer>(value: &impl ToString, to: S) -> Result<S::Ok, S::Error> {
@@ -127,6 +131,7 @@ mod tests {
             policy: "fixed:size=8192,timeout=50".parse().unwrap(),
             size_bytes: 65_536,
             containers: Containers::On,
+            rules: Rules { locked_mac: true, isolated: false },
         };
         let two = Attachment { vif: 1, port: None, containers: Containers::Off, ..one.clone() };
         memory.save(&[&one, &two]).unwrap();

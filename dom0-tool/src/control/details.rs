@@ -8,8 +8,10 @@ use drayage_wire::keys;
 
 use crate::aggregate::Wrap;
 use crate::policy::Policy;
+use crate::rules::Rules;
 use crate::store::{Store, StoreError, Transaction};
 use crate::switch::Mac;
+use crate::vif::multicast::Groups;
 use crate::vif::{Connection, RemoteEvents, rx, tx};
 use crate::xen::{DomainId, EventPort, GrantRef};
 
@@ -33,6 +35,7 @@ pub fn features(containers: Containers) -> Vec<(&'static str, String)> {
         keys::FEATURE_GSO_TCPV6,
         keys::FEATURE_IPV6_CSUM_OFFLOAD,
         keys::FEATURE_SPLIT_EVENT_CHANNELS,
+        keys::FEATURE_MULTICAST_CONTROL,
     ]
     .into_iter()
     .map(|key| (key, "1".into()))
@@ -76,6 +79,8 @@ pub struct Wanted {
     pub size_bytes: usize,
     /// Whether containers were offered.
     pub containers: Containers,
+    /// What the guest is held to.
+    pub rules: Rules,
 }
 
 struct Reader<'a, S> {
@@ -173,6 +178,9 @@ pub fn read(
     } else {
         tx::Format::Plain
     };
+    // With containers there is no place for the requests that would fill the list (SPEC.md 3).
+    let asked = tx_format == tx::Format::Plain && from.flag(keys::REQUEST_MULTICAST_CONTROL)?;
+    let groups = if asked { Groups::Subscribed } else { Groups::All };
     Ok(Connection {
         domain: wanted.domain,
         mac: wanted.mac,
@@ -183,5 +191,7 @@ pub fn read(
         rx_format,
         accepts,
         policy: wanted.policy,
+        rules: wanted.rules,
+        groups,
     })
 }

@@ -18,6 +18,7 @@ use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
 use crate::policy::Policy;
 use crate::port::spec::TapSpec;
 use crate::port::tap::Tap;
+use crate::rules::Rules;
 use crate::store::{Store, StoreError, WatchEvent};
 use crate::switch::{Mac, PortId, Segment};
 use crate::xen::DomainId;
@@ -52,6 +53,8 @@ pub struct AttachRequest {
     pub size_bytes: u32,
     /// Whether containers are offered.
     pub containers: Containers,
+    /// What the guest is held to.
+    pub rules: Rules,
 }
 
 /// What became of a detachment.
@@ -198,6 +201,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             policy: request.policy,
             size_bytes: request.size_bytes,
             containers: request.containers,
+            rules: request.rules,
         };
         if let Some(spec) = &request.port {
             self.open_tap(spec)?;

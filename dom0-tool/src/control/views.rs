@@ -7,6 +7,7 @@ use super::details::Containers;
 use super::device::Stage;
 use super::plane::DataPlane;
 use crate::UplinkCounters;
+use crate::rules::Rules;
 use crate::store::Store;
 use crate::vif::Counters;
 
@@ -37,6 +38,9 @@ pub struct Interface {
     pub policy: String,
     /// The largest container.
     pub size_bytes: u32,
+    /// What the guest is held to.
+    #[serde(flatten)]
+    pub rules: Rules,
 }
 
 /// An interface in `stats`.
@@ -99,6 +103,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 tx_containers: agreed.map(|(_, tx)| tx),
                 policy: attachment.policy.to_string(),
                 size_bytes: attachment.size_bytes,
+                rules: attachment.rules,
             };
         let devices = self.devices.values().map(|device| {
             let agreed = match device.stage {

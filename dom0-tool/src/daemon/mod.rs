@@ -300,7 +300,7 @@ fn to_reply(value: impl serde::Serialize) -> Reply {
 
 /// Turns the texts of a request into what they mean.
 fn attach_request(request: Request) -> Result<AttachRequest, Failure> {
-    let Request::Attach { domain, vif, mac, port, policy, size_bytes, containers } = request else {
+    let Request::Attach { domain, vif, mac, port, policy, size_bytes, containers, rules } = request else {
         return Err(Failure::new(FailureKind::Other, "not an attachment"));
     };
     let bad = |message: String| Failure::new(FailureKind::BadValue, message);
@@ -318,7 +318,7 @@ fn attach_request(request: Request) -> Result<AttachRequest, Failure> {
         .map(|text| text.parse().map_err(|error: crate::port::spec::BadPort| bad(error.to_string())))
         .transpose()?;
     let size_bytes = size_bytes.unwrap_or(DEFAULT_SIZE_BYTES);
-    Ok(AttachRequest { domain, vif, mac, port, policy, size_bytes, containers })
+    Ok(AttachRequest { domain, vif, mac, port, policy, size_bytes, containers, rules })
 }
 
 #[cfg(test)]
@@ -334,6 +334,7 @@ mod tests {
             policy: policy.map(Into::into),
             size_bytes: None,
             containers: Default::default(),
+            rules: Default::default(),
         })
     }
 

@@ -23,6 +23,8 @@ pub struct Counters {
     pub events_out: u64,
     /// Passes of the worker that had work for this vif.
     pub wakeups: u64,
+    /// Multicast packets that the guest did not get because it had not asked for their group.
+    pub filtered: u64,
     /// Requests, chains and containers of the guest's that were refused.
     pub guest_errors: u64,
     /// Longest time that a container was open, in nanoseconds.
@@ -90,6 +92,10 @@ pub struct Drops {
     pub unreadable: u64,
     /// From the guest: nobody is there to take it.
     pub no_destination: u64,
+    /// From the guest: another address than its own, to which it is held.
+    pub wrong_source: u64,
+    /// From the guest: to another guest that is isolated as it is.
+    pub isolated: u64,
 }
 
 impl Drops {
@@ -102,6 +108,8 @@ impl Drops {
             + self.malformed
             + self.unreadable
             + self.no_destination
+            + self.wrong_source
+            + self.isolated
     }
 }
 

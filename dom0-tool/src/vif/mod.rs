@@ -4,6 +4,7 @@
 //! two ends found each other.
 
 pub mod counters;
+pub mod multicast;
 pub mod plain;
 pub mod rx;
 pub mod tx;
@@ -11,9 +12,11 @@ pub mod tx;
 use drayage_wire::ring::Overrun;
 
 use crate::policy::Policy;
+use crate::rules::Rules;
 use crate::switch::Mac;
 use crate::xen::{DomainId, EventPort, GrantRef};
 pub use counters::Counters;
+use multicast::{Groups, Subscriptions};
 
 /// What a frontend said when it connected, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,10 @@ pub struct Connection {
     pub accepts: rx::Accepts,
     /// When containers go out to it.
     pub policy: Policy,
+    /// What its operator holds it to.
+    pub rules: Rules,
+    /// Which groups it hears.
+    pub groups: Groups,
 }
 
 /// A frontend's event channels.
@@ -81,6 +88,8 @@ pub struct Vif<P> {
     pub tx: tx::Tx<P>,
     /// Towards the guest.
     pub rx: rx::Rx<P>,
+    /// The groups that it hears.
+    pub subscriptions: Subscriptions,
     /// Event channels.
     pub events: LocalEvents,
     /// What it did.

@@ -11,6 +11,8 @@ use drayage_wire::netif::{
 use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
 use super::counters::{Counters, hypercalls};
+use super::multicast::{Change, Subscriptions};
+use crate::switch::Mac;
 use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
 
 /// Extra segments of one frame that are read before the chain counts as endless: one of each kind.
@@ -67,8 +69,8 @@ struct Chain {
 enum Fate {
     Copied,
     Malformed,
-    /// Nothing to deliver, and nothing wrong (multicast control).
-    Empty,
+    /// Nothing to deliver: multicast control.
+    Control(Change),
 }
 
 /// Private memory for what guests send, filled from the front in each pass.
@@ -195,7 +197,8 @@ impl<P: SharedWords> Tx<P> {
                         }
                         _ => fate = Fate::Malformed,
                     },
-                    ExtraKind::McastAdd(_) | ExtraKind::McastDel(_) => fate = Fate::Empty,
+                    ExtraKind::McastAdd(mac) => fate = Fate::Control(Change::Add(Mac(mac))),
+                    ExtraKind::McastDel(mac) => fate = Fate::Control(Change::Remove(Mac(mac))),
                     ExtraKind::Other(_) => fate = Fate::Malformed,
                 }
                 if !extra.more {
@@ -342,6 +345,7 @@ impl<P: SharedWords> Tx<P> {
         scratch: &[u8],
         ops: &[CopyOp],
         manifest: &mut Manifest,
+        subscriptions: &mut Subscriptions,
         counters: &mut Counters,
         mut each: impl FnMut(&[u8], Meta, &mut Counters),
     ) {
@@ -384,7 +388,12 @@ impl<P: SharedWords> Tx<P> {
                     counters.guest_errors += 1;
                     answer = status::ERROR;
                 }
-                Fate::Empty => {}
+                Fate::Control(change) => {
+                    if subscriptions.change(change).is_err() {
+                        counters.guest_errors += 1;
+                        answer = status::ERROR;
+                    }
+                }
             }
             counters.tx.slots += u64::from(chain.slots);
             for noted in answers.by_ref().take(usize::from(chain.slots)) {

@@ -130,6 +130,10 @@ pub const EVENT_CHANNEL_TX: &str = "event-channel-tx";
 pub const EVENT_CHANNEL_RX: &str = "event-channel-rx";
 /// Backend: each ring may have an event channel of its own.
 pub const FEATURE_SPLIT_EVENT_CHANNELS: &str = "feature-split-event-channels";
+/// Backend: it filters multicast for a frontend that asks for it.
+pub const FEATURE_MULTICAST_CONTROL: &str = "feature-multicast-control";
+/// Frontend: it is sent the groups that it names in extra segments of its TX ring, and no others.
+pub const REQUEST_MULTICAST_CONTROL: &str = "request-multicast-control";
 /// Backend: received frames are grant-copied.
 pub const FEATURE_RX_COPY: &str = "feature-rx-copy";
 /// Frontend: received frames are to be grant-copied.
