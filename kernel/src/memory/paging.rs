@@ -3,9 +3,11 @@
 //! a request to Xen. Memory is mapped at its own (pseudo-physical) address in all cases.
 
 use core::fmt;
+use core::ptr::NonNull;
 
 use drayage_entry::{BootInfo, PAGE_BYTES, Platform, Range};
 use spin::Once;
+use volatile::VolatilePtr;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 use x86_64::registers::control::Cr3;
@@ -151,7 +153,7 @@ fn map_new_table(range: Range, frame_list: usize) -> Result<(), MapError> {
         let index = address / PAGE_BYTES % ENTRIES;
         let entry = (machine_frame(frame_list, address) * PAGE_BYTES) | flags(Access::ReadWrite);
         // SAFETY: the page is ours, writable, and the index is below 512.
-        unsafe { entry_pointer(table + index * 8).write_volatile(entry) };
+        unsafe { entry_at(table + index * 8) }.write(entry);
     }
     hook_table(table, make_slot(range.start, 2)?, range.start)
 }
@@ -257,7 +259,7 @@ fn split(large: Slot, address: u64) -> Result<(), MapError> {
         let page = (old & FRAME_MASK) + index * PAGE_BYTES;
         let entry = page | (old & !FRAME_MASK & !LARGE);
         // SAFETY: the page is ours, writable, and the index is below 512.
-        unsafe { entry_pointer(table + index * 8).write_volatile(entry) };
+        unsafe { entry_at(table + index * 8) }.write(entry);
     }
     // SAFETY: the new table maps what the large page did.
     unsafe { write(large, address, table | PRESENT | WRITABLE | ACCESSED) }
@@ -372,14 +374,23 @@ fn machine_frame(frame_list: usize, address: u64) -> u64 {
     unsafe { entry.read_volatile() }
 }
 
-fn entry_pointer(address: u64) -> *mut u64 {
-    core::ptr::with_exposed_provenance_mut(address as usize)
+/// Returns the entry of a table that lies at an address. It is volatile: the processor reads it, and marks it
+/// as accessed and dirty, whenever it likes.
+///
+/// # Safety
+/// A table must be mapped there for good. Page 0 holds none.
+unsafe fn entry_at(address: u64) -> VolatilePtr<'static, u64> {
+    let entry = core::ptr::with_exposed_provenance_mut(address as usize);
+    // SAFETY: the caller's table is not in page 0.
+    let entry = unsafe { NonNull::new_unchecked(entry) };
+    // SAFETY: the caller vouches for the table, and entries lie at multiples of their size.
+    unsafe { VolatilePtr::new(entry) }
 }
 
 /// Reads an entry, wherever it is in the tree.
 fn read(entry: u64) -> u64 {
     // SAFETY: the walk only makes addresses of entries in tables that are mapped at their own address.
-    unsafe { entry_pointer(entry).read_volatile() }
+    unsafe { entry_at(entry) }.read()
 }
 
 /// Writes an entry and drops `address` from the TLB.
@@ -390,7 +401,7 @@ unsafe fn write(slot: Slot, address: u64, entry: u64) -> Result<(), MapError> {
     match tables()? {
         Tables::Own { .. } => {
             // SAFETY: our tables are writable; the caller vouches for the change.
-            unsafe { entry_pointer(slot.address).write_volatile(entry) };
+            unsafe { entry_at(slot.address) }.write(entry);
             tlb::flush(VirtAddr::new_truncate(address));
         }
         Tables::Pv { .. } => {
