@@ -60,8 +60,8 @@ fn setup(context: &Context, args: &SetupArgs) -> Result<()> {
 }
 
 fn build(context: &Context, args: &BuildArgs) -> Result<()> {
-    let kernel = products::guest_image(&context.workspace, context.verbosity)?;
-    let drayage = products::drayage(&context.workspace, context.verbosity)?;
+    let programs = products::programs(&context.workspace, context.verbosity)?;
+    let (kernel, drayage) = (programs.guest, programs.drayage);
     if args.json {
         println!("{}", serde_json::json!({ "kernel": kernel, "drayage": drayage }));
     } else {

@@ -21,7 +21,6 @@ use anyhow::{Context as _, Result};
 
 use crate::cli::DemoArgs;
 use crate::commands::Context;
-use crate::images::Programs;
 use crate::products;
 use crate::qemu::Clock;
 use crate::setup::{Placement, provide};
@@ -36,11 +35,7 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Runs the demo; the exit code says whether all was well.
 pub fn demo(context: &Context, args: &DemoArgs) -> Result<ExitCode> {
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
-    let programs = Programs {
-        peer: products::peer(&context.workspace, context.verbosity)?,
-        drayage: Some(products::drayage(&context.workspace, context.verbosity)?),
-        guest: Some(products::guest_image(&context.workspace, context.verbosity)?),
-    };
+    let programs = products::programs(&context.workspace, context.verbosity)?;
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
     let (workspace, verbosity) = (&context.workspace, context.verbosity);
     let mut bed = Testbed::boot(workspace, &provisions, &programs, Clock::Instructions, LIMIT, verbosity)?;

@@ -147,16 +147,8 @@ impl Dom0 {
         }
         let pause = if start == Start::Paused { "-p " } else { "" };
         self.shell_within(&format!("xl create {pause}{path}"), 2 * COMMAND)
-            .with_context(|| format!("creating {} guest {:?}", guest.mode.name(), guest.name))?;
-        // What a distribution's hotplug script ends with, and /bin/true does not: until then netback does not
-        // say that it is connected, and a frontend that waits for it (as it should) waits for ever.
-        for index in 0..guest.vifs.len() {
-            let node = format!("/local/domain/0/backend/vif/$id/{index}/hotplug-status");
-            // A guest that has ended already needs none.
-            let write = format!("id=$(xl domid {}) && xenstore-write {node} connected", guest.name);
-            self.shell(&format!("if {write}; then :; fi"))?;
-        }
-        Ok(())
+            .with_context(|| format!("creating {} guest {:?}", guest.mode.name(), guest.name))
+            .map(drop)
     }
 
     /// Lets a paused guest run.

@@ -39,6 +39,11 @@ const GUEST_MODULES: [&str; 1] = ["xen-netfront"];
 const LEASE: &str = "#!/bin/busybox sh\n[ \"$1\" = bound ] || exit 0\n\
                      ip addr add $ip/$mask dev $interface\necho \"leased $ip\" > /dev/console\n";
 
+/// dom0's hotplug script for vifs of the stock backend: what a distribution's script ends with. Until then netback
+/// does not say that it is connected, and a frontend that waits for it (as it should) waits for ever.
+const VIF_SCRIPT: &str = "#!/bin/busybox sh\n[ \"$1\" = online ] || exit 0\n\
+                          exec /usr/bin/xenstore-write \"$XENBUS_PATH/hotplug-status\" connected\n";
+
 /// dom0's first process.
 const DOM0_INIT: &str = include_str!("dom0-init.sh");
 
@@ -50,6 +55,8 @@ pub mod inside {
     pub const LINUX: &str = "/drayage/vmlinux";
     /// First file system of Linux guests.
     pub const LINUX_INITRAMFS: &str = "/drayage/linux-guest.cpio";
+    /// Hotplug script of the stock backend's vifs.
+    pub const VIF_SCRIPT: &str = "/etc/xen/scripts/vif-connected";
 }
 
 /// Programs of ours that go into dom0.
@@ -57,10 +64,10 @@ pub mod inside {
 pub struct Programs {
     /// The test bed's tool, static.
     pub peer: PathBuf,
-    /// The backend, static; absent when a boot does not need it.
-    pub drayage: Option<PathBuf>,
-    /// The unikernel; absent when a boot does not need it.
-    pub guest: Option<PathBuf>,
+    /// The backend, static.
+    pub drayage: PathBuf,
+    /// The unikernel.
+    pub guest: PathBuf,
 }
 
 /// The files that QEMU boots.
@@ -195,6 +202,7 @@ fn dom0_archive(
     base(&mut archive, root, &programs.peer)?;
     archive.file("/init", 0o755, DOM0_INIT.as_bytes());
     archive.file("/etc/xen/xl.conf", 0o644, b"");
+    archive.file(inside::VIF_SCRIPT, 0o755, VIF_SCRIPT.as_bytes());
     add_modules(&mut archive, &modules.in_order(&DOM0_MODULES)?);
     let tools = root.join(format!("usr/lib/xen-{}/bin", provisions.versions.xen));
     let mut needing = Vec::new();
@@ -231,12 +239,8 @@ fn dom0_archive(
     }
     archive.symlink("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu");
     archive.symlink("/lib64/ld-linux-x86-64.so.2", "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
-    if let Some(drayage) = &programs.drayage {
-        add(&mut archive, "/usr/sbin/drayage", drayage)?;
-    }
-    if let Some(guest) = &programs.guest {
-        add(&mut archive, inside::KERNEL, guest)?;
-    }
+    add(&mut archive, "/usr/sbin/drayage", &programs.drayage)?;
+    add(&mut archive, inside::KERNEL, &programs.guest)?;
     archive.file(inside::LINUX, 0o644, linux);
     archive.file(inside::LINUX_INITRAMFS, 0o644, linux_guest);
     Ok(archive.finish())

@@ -7,8 +7,19 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::images::Programs;
 use crate::progress::{Step, Verbosity, command_line, ensure_success};
 use crate::workspace::Workspace;
+
+/// The target of programs for dom0 and Linux guests. It is the machine's own; named all the same, because
+/// compiler flags then hold for the programs alone, and not for what runs while they are built.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds everything that goes into the machine.
+pub fn programs(workspace: &Workspace, verbosity: Verbosity) -> Result<Programs> {
+    let (drayage, peer) = static_programs(workspace, verbosity)?;
+    Ok(Programs { peer, drayage, guest: guest_image(workspace, verbosity)? })
+}
 
 /// Builds the guest image and returns its path.
 pub fn guest_image(workspace: &Workspace, verbosity: Verbosity) -> Result<PathBuf> {
@@ -18,23 +29,14 @@ pub fn guest_image(workspace: &Workspace, verbosity: Verbosity) -> Result<PathBu
     Ok(workspace.release_binary("drayage-guest"))
 }
 
-/// Builds the backend and returns its path.
-pub fn drayage(workspace: &Workspace, verbosity: Verbosity) -> Result<PathBuf> {
-    static_binary(workspace, "drayage", "drayage", verbosity)
-}
-
-/// Builds the test bed's tool and returns its path.
-pub fn peer(workspace: &Workspace, verbosity: Verbosity) -> Result<PathBuf> {
-    static_binary(workspace, "drayage-peer", "peer", verbosity)
-}
-
-/// Builds a program that needs no shared library.
-fn static_binary(workspace: &Workspace, package: &str, name: &str, verbosity: Verbosity) -> Result<PathBuf> {
+/// Builds the backend and the test bed's tool, which need no shared library, side by side.
+fn static_programs(workspace: &Workspace, verbosity: Verbosity) -> Result<(PathBuf, PathBuf)> {
     let mut cargo = workspace.cargo();
-    cargo.args(["rustc", "--release", "-p", package, "--bin", name, "--"]);
-    cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
-    build(&format!("the static program {name}"), cargo, verbosity)?;
-    Ok(workspace.release_binary(name))
+    cargo.args(["build", "--release", "--target", STATIC_TARGET]);
+    cargo.args(["-p", "drayage", "--bin", "drayage", "-p", "drayage-peer", "--bin", "peer"]);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Cstrip=symbols");
+    build("the static programs drayage and peer", cargo, verbosity)?;
+    Ok((workspace.target_binary(STATIC_TARGET, "drayage"), workspace.target_binary(STATIC_TARGET, "peer")))
 }
 
 fn build(what: &str, mut cargo: Command, verbosity: Verbosity) -> Result<()> {

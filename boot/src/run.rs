@@ -10,7 +10,7 @@ use crate::cli::{MachineKind, RunArgs};
 use crate::commands::Context;
 use crate::demo::guests::{GUEST_MAC, HOST_IP};
 use crate::dom0::{Dom0, Guest, Mode, Start, await_gone, console_file};
-use crate::images::{Programs, inside};
+use crate::images::inside;
 use crate::products;
 use crate::qemu::{Clock, Forward, Machine, plain_command, show};
 use crate::setup::{Placement, provide, provide_qemu};
@@ -73,11 +73,7 @@ pub(crate) fn free_ports() -> Result<[Forward; 2]> {
 
 fn run_under_xen(context: &Context, mode: Mode, settings: &str, limit: Duration) -> Result<()> {
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
-    let programs = Programs {
-        peer: products::peer(&context.workspace, context.verbosity)?,
-        drayage: Some(products::drayage(&context.workspace, context.verbosity)?),
-        guest: Some(products::guest_image(&context.workspace, context.verbosity)?),
-    };
+    let programs = products::programs(&context.workspace, context.verbosity)?;
     let mut bed =
         Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, limit, context.verbosity)?;
     eprintln!(

@@ -55,6 +55,11 @@ impl Workspace {
         self.cargo_output.join("release").join(name)
     }
 
+    /// Returns what `cargo build --release` made of a binary for a target that was named.
+    pub fn target_binary(&self, target: &str, name: &str) -> PathBuf {
+        self.cargo_output.join(target).join("release").join(name)
+    }
+
     /// Returns a folder for downloads and generated files, which it makes when it is missing.
     pub fn data(&self, name: &str) -> Result<PathBuf> {
         let path = self.root.join("target").join("drayage").join(name);

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::commands::{Context, describe};
-use crate::images::Programs;
 use crate::products;
 use crate::qemu::Clock;
 use crate::setup::{Placement, provide};
@@ -80,11 +79,7 @@ pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
 
 fn boot(context: &Context) -> Result<Testbed> {
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
-    let programs = Programs {
-        peer: products::peer(&context.workspace, context.verbosity)?,
-        drayage: Some(products::drayage(&context.workspace, context.verbosity)?),
-        guest: Some(products::guest_image(&context.workspace, context.verbosity)?),
-    };
+    let programs = products::programs(&context.workspace, context.verbosity)?;
     Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, LIMIT, context.verbosity)
 }
 

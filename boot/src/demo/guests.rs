@@ -48,10 +48,10 @@ pub fn ours(name: &str, mode: Mode, settings: &str) -> Guest {
     }
 }
 
-/// Returns a `vif` entry of the stock backend. dom0's own commands bring the device up, so no
-/// hotplug script is needed.
+/// Returns a `vif` entry of the stock backend. dom0's own commands bring the device up; its hotplug script
+/// only says that this is done.
 pub fn stock_vif(mac: &str) -> String {
-    format!("mac={mac},script=/bin/true")
+    format!("mac={mac},script={}", inside::VIF_SCRIPT)
 }
 
 /// Returns the script of a Linux guest with a static address, an echo service and a counting reader.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::backend;
 use crate::demo::drops::device_drops;
-use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP};
+use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, stock_vif};
 use crate::demo::report::{Generator, Source};
 use crate::demo::sender::{Stream, send};
 use crate::dom0::{Dom0, Guest, Start};
@@ -71,8 +71,7 @@ impl Stock {
 impl Path for Stock {
     fn create(&mut self, dom0: &mut Dom0, guest: &Guest) -> Result<()> {
         let mut guest = guest.clone();
-        // dom0's own commands bring the device up, so no hotplug script is needed.
-        guest.vifs = vec![format!("mac={GUEST_MAC},script=/bin/true")];
+        guest.vifs = vec![stock_vif(GUEST_MAC)];
         dom0.create(&guest, Start::Running)?;
         self.vif = format!("vif{}.0", dom0.domain_id(&guest.name)?);
         self.guest = guest.name;

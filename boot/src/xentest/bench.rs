@@ -43,7 +43,12 @@ impl<'a> Bench<'a> {
     /// Creates a guest on the stock backend, with dom0's address on its vif.
     pub(super) fn create_on_stock(&mut self, guest: &Guest, host_ip: &str) -> Result<()> {
         self.dom0.create(guest, Start::Running)?;
-        let vif = format!("vif{}.0", self.dom0.domain_id(&guest.name)?);
+        self.address_stock_vif(&guest.name, host_ip)
+    }
+
+    /// Brings a guest's vif of the stock backend up, with an address of dom0's on it.
+    pub(super) fn address_stock_vif(&mut self, name: &str, host_ip: &str) -> Result<()> {
+        let vif = format!("vif{}.0", self.dom0.domain_id(name)?);
         self.dom0.shell(&format!("ip link set {vif} up && ip addr add {host_ip}/24 dev {vif}"))?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::Scenario;
-use super::bench::Bench;
+use super::bench::{Bench, CONSOLE};
 use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, linux, linux_reader_script, ours, stock_vif};
 use crate::dom0::Mode;
 
@@ -13,6 +13,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario { name: "xen::stock::pv_guest_answers", run: |bench| ours_answers(bench, Mode::Pv) },
         Scenario { name: "xen::stock::pvh_guest_answers", run: |bench| ours_answers(bench, Mode::Pvh) },
         Scenario { name: "xen::stock::dhcp_lease", run: dhcp_lease },
+        Scenario { name: "xen::stock::answers_again_after_a_reboot", run: reboot },
     ]
 }
 
@@ -44,4 +45,21 @@ fn dhcp_lease(bench: &mut Bench) -> Result<()> {
     let ip = line.split_whitespace().find_map(|word| word.strip_suffix("/24,").or(word.strip_suffix("/24")));
     ensure!(ip.is_some_and(|ip| ip.starts_with("10.0.0.")), "no address in {line:?}");
     bench.compare_echoes(ip.unwrap_or_default())
+}
+
+/// After `xl reboot` the new domain's vif is a new one of netback's, and is connected like the first.
+fn reboot(bench: &mut Bench) -> Result<()> {
+    let mut guest = ours("reboots", Mode::Pvh, &format!("app=echo ip={GUEST_IP}/24"));
+    guest.vifs = vec![stock_vif(GUEST_MAC)];
+    bench.create_on_stock(&guest, HOST_IP)?;
+    bench.await_answer(GUEST_IP)?;
+    let first = bench.dom0.domain_id("reboots")?;
+    bench.dom0.shell("xl reboot reboots")?;
+    let at = bench.dom0.await_console("reboots", 0, &["drayage-guest: exit ok"], CONSOLE)?.1;
+    bench.dom0.await_console("reboots", at, &["command line:"], CONSOLE)?;
+    bench.address_stock_vif("reboots", HOST_IP)?;
+    bench.await_answer(GUEST_IP)?;
+    bench.compare_echoes(GUEST_IP)?;
+    ensure!(bench.dom0.domain_id("reboots")? != first, "the domain has not been rebooted");
+    Ok(())
 }
