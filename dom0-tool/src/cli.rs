@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use drayage::ipc::DEFAULT_SOCKET;
 
 const EXIT_CODES: &str = "Exit codes:
@@ -66,6 +67,17 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Checks what the daemon needs of this host.
     Doctor(Output),
+    /// Prints the completions of a shell, to be put where it looks for them.
+    Completions {
+        /// Shell.
+        shell: Shell,
+    },
+    /// Writes manual pages into a folder.
+    Man {
+        /// Folder; made when it is missing.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -45,6 +45,13 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
                 return Ok(ExitCode::from(FailureKind::Other.exit_code()));
             }
         }
+        Command::Completions { shell } => {
+            crate::manual::completions(shell, &mut io::stdout()).or_else(printing)?;
+        }
+        Command::Man { folder } => crate::manual::pages(&folder).map_err(|error| {
+            let message = format!("writing manual pages to {}: {error}", folder.display());
+            Failure::new(FailureKind::Other, message)
+        })?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -110,9 +117,14 @@ fn show<T: Serialize>(output: &Output, value: &T, table: impl FnOnce(&T) -> Stri
     } else {
         table(value)
     };
-    match writeln!(io::stdout(), "{text}") {
+    writeln!(io::stdout(), "{text}").or_else(printing)
+}
+
+/// Judges what went wrong while something was printed.
+fn printing(error: io::Error) -> Result<(), Failure> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
         // Whoever reads has had enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        result => result.map_err(|error| Failure::new(FailureKind::Other, format!("printing: {error}"))),
+        std::process::exit(0);
     }
+    Err(Failure::new(FailureKind::Other, format!("printing: {error}")))
 }

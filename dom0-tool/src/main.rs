@@ -3,6 +3,7 @@
 
 mod cli;
 mod commands;
+mod manual;
 
 use std::process::ExitCode;
 
