@@ -13,7 +13,7 @@ use drayage_wire::netif::RING_SLOTS;
 use crate::policy::Reason;
 
 /// Bytes of private memory for the containers of one guest: as many as fit may be open or waiting.
-pub const REGION_BYTES: usize = 4 * MAX_RX_BYTES;
+pub const REGION_BYTES: usize = 8 * MAX_RX_BYTES;
 /// The most containers that may be open or waiting, however small they are.
 const MOST_BUFFERS: usize = REGION_BYTES / MIN_SIZE_BYTES;
 /// The fewest packets that a table has room for.

@@ -4,7 +4,7 @@
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::{Checksum, MIN_PACKET_BYTES};
-use drayage_wire::netif::{ExtraInfo, RING_SLOTS, RxResponse, rx_flags};
+use drayage_wire::netif::{ExtraInfo, ExtraKind, RING_SLOTS, RxResponse, rx_flags};
 
 /// The most data slots of a frame: `XEN_NETIF_NR_SLOTS_MIN`, and one more that Linux allows for a small first
 /// slot.
@@ -59,6 +59,7 @@ pub(crate) struct Chain {
     count: usize,
     extras: usize,
     expects_extra: bool,
+    super_frame: bool,
     more: bool,
     /// The flags of the first slot.
     flags: u16,
@@ -82,6 +83,7 @@ impl Chain {
         self.count = 0;
         self.extras = 0;
         self.expects_extra = false;
+        self.super_frame = false;
         self.more = false;
         self.flags = 0;
         self.flaw = None;
@@ -156,10 +158,16 @@ impl Chain {
         self.progress()
     }
 
-    /// Takes an extra segment. What it says is of no use here: a super-frame goes to the stack whole.
+    /// Returns whether an extra segment says that the frame is a super-frame.
+    pub(crate) fn is_super_frame(&self) -> bool {
+        self.super_frame
+    }
+
+    /// Takes an extra segment. What it says is only counted: a super-frame goes to the stack whole.
     pub(crate) fn extra(&mut self, extra: ExtraInfo) -> Progress {
         self.extras += 1;
         self.expects_extra = extra.more;
+        self.super_frame |= matches!(extra.kind, ExtraKind::Gso { .. });
         if self.extras > MAX_EXTRAS {
             self.flaw = Some(Flaw::TooLong);
         }
@@ -208,7 +216,7 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use drayage_wire::netif::{ExtraKind, status};
+    use drayage_wire::netif::status;
 
     fn data(slot: usize, len: i16, flags: u16) -> RxResponse {
         RxResponse { id: slot as u16, offset: 0, flags, status: len }
@@ -226,6 +234,7 @@ mod tests {
         assert_eq!(chain.data(9, data(9, 100, 0)), Progress::Complete);
         assert_eq!(chain.as_frame(), Ok(()));
         assert_eq!((chain.bytes(), chain.is_contiguous()), (4196, false));
+        assert!(chain.is_super_frame());
         assert_eq!(chain.as_container(16, true), Err(Flaw::Extra));
     }
 

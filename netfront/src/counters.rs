@@ -25,6 +25,8 @@ pub struct RxCounters {
     /// Those of the packets that are UDP datagrams: what exceeds the applications' own counts was dropped by
     /// the stack or by a full socket.
     pub udp_packets: u64,
+    /// Of the packets, TCP super-frames.
+    pub super_frames: u64,
     /// Containers accepted.
     pub containers: u64,
     /// Packets in accepted containers, dropped ones included.
@@ -141,6 +143,8 @@ pub struct TxCounters {
     pub slots: u64,
     /// Packets sent with a blank checksum.
     pub blank_checksums: u64,
+    /// Of the packets, TCP super-frames: their segments are cut by the backend, or by nobody.
+    pub super_frames: u64,
     /// Events sent.
     pub notifications: u64,
     /// Answers of the kind dropped or error.

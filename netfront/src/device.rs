@@ -4,9 +4,15 @@
 //! the same whatever a backend can do: received ones are verified by the driver where nobody vouches for
 //! them, sent ones are left blank where the backend takes that and computed here where it does not. The stack
 //! sees to those of IPv4 headers and ICMP.
+//!
+//! The stack leaves the cutting of TCP streams over IPv4 into segments to us where the backend takes
+//! super-frames. Not those over IPv6: smoltcp 0.14 drops what is longer than the MTU there, and says nothing of
+//! the size of a segment.
+
+use core::num::{NonZeroU16, NonZeroUsize};
 
 use smoltcp::iface::{Interface, PollIngressSingleResult, SocketSet};
-use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 
 use crate::counters::TxCounters;
@@ -30,11 +36,17 @@ pub struct TxToken<'a, P> {
     queue: &'a mut TxQueue<P>,
     spare: &'a mut [u8],
     counters: &'a mut TxCounters,
+    /// Payload bytes of the segments that the frame is to be cut into; none for a frame that is none too long.
+    segment_bytes: Option<NonZeroU16>,
 }
 
 impl<P: Platform> smoltcp::phy::TxToken for TxToken<'_, P> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        self.queue.send(len, self.spare, self.counters, f)
+        self.queue.send(len, self.segment_bytes, self.spare, self.counters, f)
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment_bytes = meta.segmentation_offload_size;
     }
 }
 
@@ -57,7 +69,7 @@ impl<P: Platform> Device for Vif<P> {
             Ok(place) => {
                 let frame = link.rx.bytes(place?)?;
                 let (queue, spare, counters) = (&mut link.tx, &mut *self.spare, &mut self.counters.tx);
-                Some((RxToken(frame), TxToken { queue, spare, counters }))
+                Some((RxToken(frame), TxToken { queue, spare, counters, segment_bytes: None }))
             }
             Err(broken) => {
                 self.broken = Some(broken);
@@ -67,14 +79,15 @@ impl<P: Platform> Device for Vif<P> {
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
-        let longest = self.mtu() + ETHERNET_HEADER_BYTES;
+        let longest = self.longest_frame_bytes();
         if !self.is_up() {
             return None;
         }
         let link = self.link.as_mut()?;
         match link.tx.ready(longest, &mut self.counters.tx) {
             Ok(true) => {
-                Some(TxToken { queue: &mut link.tx, spare: &mut self.spare, counters: &mut self.counters.tx })
+                let (queue, spare, counters) = (&mut link.tx, &mut *self.spare, &mut self.counters.tx);
+                Some(TxToken { queue, spare, counters, segment_bytes: None })
             }
             Ok(false) => None,
             Err(broken) => {
@@ -91,6 +104,7 @@ impl<P: Platform> Device for Vif<P> {
         capabilities.checksum = ChecksumCapabilities::default();
         capabilities.checksum.udp = Checksum::None;
         capabilities.checksum.tcp = Checksum::None;
+        capabilities.segmentation.tcpv4 = self.super_frame_bytes().and_then(NonZeroUsize::new);
         capabilities
     }
 }

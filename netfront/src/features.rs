@@ -22,6 +22,8 @@ pub struct Options {
     pub tx_containers: Use,
     /// The largest container to receive, in bytes: 4096 to 65 536.
     pub rx_container_max_bytes: usize,
+    /// Whether TCP super-frames are sent to backends that take them.
+    pub tcp_segmentation: Use,
 }
 
 /// Whether something that a backend offers is taken.
@@ -39,6 +41,7 @@ impl Default for Options {
             rx_containers: Use::Offered,
             tx_containers: Use::Offered,
             rx_container_max_bytes: MAX_RX_BYTES,
+            tcp_segmentation: Use::Offered,
         }
     }
 }
@@ -118,8 +121,10 @@ pub(crate) fn agree(store: &impl Store, backend: &str, options: Options) -> Opti
     };
     let blank_v4 = !flag(keys::FEATURE_NO_CSUM_OFFLOAD);
     let blank_v6 = flag(keys::FEATURE_IPV6_CSUM_OFFLOAD);
+    // A super-frame's checksum is blank by its nature.
+    let gso_v4 = flag(keys::FEATURE_GSO_TCPV4) && blank_v4 && options.tcp_segmentation == Use::Offered;
     let channels = if flag(keys::FEATURE_SPLIT_EVENT_CHANNELS) { Channels::Split } else { Channels::Shared };
-    Some(Agreed { channels, rx, tx: tx::Terms { mode, blank_v4, blank_v6 } })
+    Some(Agreed { channels, rx, tx: tx::Terms { mode, blank_v4, blank_v6, gso_v4 } })
 }
 
 /// What the frontend's directory is to hold: a value for each key, or `None` for one that must not be there,

@@ -195,7 +195,7 @@ impl<P: Platform> RxQueue<P> {
     pub(crate) fn next(&mut self, counters: &mut RxCounters) -> Result<Option<Place>, Broken> {
         let mut work = WORK_PER_CALL;
         loop {
-            let found = match self.next_packet() {
+            let found = match self.next_packet(counters) {
                 Some(found) => found,
                 None => match self.next_chain(counters, &mut work)? {
                     Some(found) => found,
@@ -228,13 +228,14 @@ impl<P: Platform> RxQueue<P> {
     }
 
     /// Returns the next packet of the current container.
-    fn next_packet(&mut self) -> Option<(Place, Checksum)> {
+    fn next_packet(&mut self, counters: &mut RxCounters) -> Option<(Place, Checksum)> {
         let current = self.current.as_mut()?;
         let Some(packet) = self.manifest.packets().get(current.next) else {
             self.current = None;
             return None;
         };
         current.next += 1;
+        counters.super_frames += u64::from(packet.meta.gso.is_some());
         let (offset, len) = (usize::from(packet.offset), usize::from(packet.len));
         Some((Place::Pool { first: current.first, offset, len }, packet.meta.checksum))
     }
@@ -332,7 +333,10 @@ impl<P: Platform> RxQueue<P> {
             counters.revokes += 1;
         }
         match self.mode {
-            Mode::Frames => Ok(self.place_frame(counters).map(|place| (place, self.chain.checksum()))),
+            Mode::Frames => {
+                counters.super_frames += u64::from(self.chain.is_super_frame());
+                Ok(self.place_frame(counters).map(|place| (place, self.chain.checksum())))
+            }
             Mode::Containers { .. } => Ok(self.open_container(counters)),
         }
     }
@@ -375,7 +379,7 @@ impl<P: Platform> RxQueue<P> {
         counters.sequence_gaps += u64::from(header.sequence != self.sequence);
         self.sequence = header.sequence.wrapping_add(1);
         self.current = Some(Current { first, next: 0 });
-        self.next_packet()
+        self.next_packet(counters)
     }
 
     /// Gives everything back.

@@ -3,13 +3,19 @@
 //! The page of ring slot *i* is page *i* of one pool, into which the stack writes in place. It knows rings,
 //! pages and what netif and SPEC.md say of them, and no network stack.
 //!
+//! A super-frame's extra segment takes a slot of its own, and no page: the pages of its frame stay one range.
+//!
 //! A backend may answer out of order (Linux's does), so a page is free when the request that names it was
 //! answered, and the slot of a page that is not free is not used: until then, the ring counts as full.
 
+use core::num::NonZeroU16;
+
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum::{blank, fill};
-use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, HEADER_BYTES, Meta, Writer};
-use drayage_wire::netif::{MAX_TX_SLOTS, RING_SLOTS, Tx, TxRequest, TxResponse, tx_flags};
+use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, Gso, GsoKind, HEADER_BYTES, Meta, Writer};
+use drayage_wire::netif::{
+    ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, Tx, TxRequest, TxResponse, status, tx_flags,
+};
 
 use crate::counters::TxCounters;
 use crate::platform::{DomainId, Platform, Refused, StillInUse};
@@ -18,6 +24,10 @@ use crate::rx::{Broken, MIRROR_PAGES};
 
 /// Slots that only replies to received packets may use, so that a full ring does not cost them.
 const RESERVED_SLOTS: u32 = 32;
+/// The most bytes of a frame: a request says how many in 16 bits.
+const MAX_FRAME_BYTES: usize = u16::MAX as usize;
+/// Bytes of a container in front of its first packet, where its table has room for that one alone.
+const FRONT_BYTES: usize = HEADER_BYTES + DESCRIPTOR_BYTES + 2;
 /// The smallest descriptor table of a container: what a guest that says little needs.
 const FEWEST_DESCRIPTORS: usize = 8;
 
@@ -29,6 +39,8 @@ pub(crate) struct Terms {
     pub(crate) blank_v4: bool,
     /// And over IPv6.
     pub(crate) blank_v6: bool,
+    /// TCP super-frames over IPv4.
+    pub(crate) gso_v4: bool,
 }
 
 /// What a chain of slots carries, fixed when the vif is connected.
@@ -87,7 +99,8 @@ impl<P: Platform + Clone> TxQueue<P> {
                 return Err(error);
             }
         };
-        let terms = Terms { mode: Mode::Frames { max_slots: 1 }, blank_v4: false, blank_v6: false };
+        let mode = Mode::Frames { max_slots: 1 };
+        let terms = Terms { mode, blank_v4: false, blank_v6: false, gso_v4: false };
         Ok(Self {
             ring,
             pool,
@@ -120,13 +133,16 @@ impl<P: Platform> TxQueue<P> {
     /// Returns the longest frame that can be sent, in bytes.
     pub(crate) fn max_frame_bytes(&self) -> usize {
         match self.terms.mode {
-            Mode::Frames { max_slots } => max_slots.min(MAX_TX_SLOTS) * PAGE_SIZE,
+            Mode::Frames { max_slots } => (max_slots.min(MAX_TX_SLOTS) * PAGE_SIZE).min(MAX_FRAME_BYTES),
             // A container of one page always finds one, whatever the position in the ring.
-            Mode::Containers { max_bytes } if self.pool.mirrored() >= MIRROR_PAGES => {
-                max_bytes - HEADER_BYTES - 10
-            }
-            Mode::Containers { .. } => PAGE_SIZE - HEADER_BYTES - 10,
+            Mode::Containers { max_bytes } if self.pool.mirrored() >= MIRROR_PAGES => max_bytes - FRONT_BYTES,
+            Mode::Containers { .. } => PAGE_SIZE - FRONT_BYTES,
         }
+    }
+
+    /// Returns the longest TCP super-frame over IPv4 that can be sent, if any can.
+    pub(crate) fn max_super_frame_bytes(&self) -> Option<usize> {
+        self.terms.gso_v4.then(|| self.max_frame_bytes())
     }
 
     fn is_busy(&self, page: usize) -> bool {
@@ -142,6 +158,10 @@ impl<P: Platform> TxQueue<P> {
         let available = ring.available()?;
         for ahead in 0..available {
             let response: TxResponse = ring.peek(ahead);
+            if response.status == status::NULL {
+                // The slot of an extra segment, which named no page.
+                continue;
+            }
             let page = usize::from(response.id);
             let bit = 1 << (page % 64);
             match self.busy.get_mut(page / 64).filter(|bits| **bits & bit != 0) {
@@ -185,23 +205,40 @@ impl<P: Platform> TxQueue<P> {
     }
 
     fn has_room(&mut self, len: usize) -> bool {
+        // What is open leaves first; what it leaves free of its last page is not used any more.
         let open = self.open.map_or(0, |open| open.writer.total_bytes().div_ceil(PAGE_SIZE));
-        let needed = (len + HEADER_BYTES + 16).div_ceil(PAGE_SIZE) + open;
-        self.ring.get().free_slots() >= RESERVED_SLOTS + needed as u32 && self.room(needed) == needed
+        let (pages, extras) = match self.terms.mode {
+            Mode::Frames { .. } => (len.div_ceil(PAGE_SIZE), usize::from(self.terms.gso_v4)),
+            Mode::Containers { .. } => ((len + FRONT_BYTES).div_ceil(PAGE_SIZE), 0),
+        };
+        let slots = open + pages + extras;
+        self.ring.get().free_slots() >= RESERVED_SLOTS + slots as u32 && self.has_pages(open, pages)
     }
 
-    /// Sends a frame of `len` bytes that `write` fills in. When it cannot be sent, `write` fills `spare`, and
-    /// the loss is counted.
+    /// Returns whether so many pages from the next slot on are free, and so many more behind them in one range.
+    fn has_pages(&mut self, open: usize, pages: usize) -> bool {
+        let first = self.ring.get().next_request().slot();
+        let ring = RING_SLOTS as usize;
+        let start = (first + open) % ring;
+        start + pages <= ring + self.pool.mirrored()
+            && (first..first + open + pages).all(|page| !self.is_busy(page % ring))
+    }
+
+    /// Sends a frame of `len` bytes that `write` fills in; with `segment_bytes` it is a TCP super-frame over
+    /// IPv4, to be cut into segments of so much payload. When it cannot be sent, `write` fills `spare`, and the
+    /// loss is counted.
     pub(crate) fn send<R>(
         &mut self,
         len: usize,
+        segment_bytes: Option<NonZeroU16>,
         spare: &mut [u8],
         counters: &mut TxCounters,
         write: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
+        let gso = segment_bytes.map(|size| Gso { kind: GsoKind::TcpV4, size: size.get() });
         let sent = match self.terms.mode {
-            Mode::Frames { max_slots } => self.send_frame(len, max_slots, counters, write),
-            Mode::Containers { max_bytes } => self.pack_frame(len, max_bytes, counters, write),
+            Mode::Frames { max_slots } => self.send_frame(len, gso, max_slots, counters, write),
+            Mode::Containers { max_bytes } => self.pack_frame(len, gso, max_bytes, counters, write),
         };
         match sent {
             Ok(result) => {
@@ -209,6 +246,7 @@ impl<P: Platform> TxQueue<P> {
                 self.round[0].1 += len;
                 counters.packets += 1;
                 counters.bytes += len as u64;
+                counters.super_frames += u64::from(gso.is_some());
                 result
             }
             Err(write) => {
@@ -223,12 +261,14 @@ impl<P: Platform> TxQueue<P> {
     fn send_frame<R, F: FnOnce(&mut [u8]) -> R>(
         &mut self,
         len: usize,
+        gso: Option<Gso>,
         max_slots: usize,
         counters: &mut TxCounters,
         write: F,
     ) -> Result<R, F> {
-        let slots = len.div_ceil(PAGE_SIZE);
-        if slots > max_slots || !self.make_room(slots, counters) {
+        let pages = len.div_ceil(PAGE_SIZE);
+        let slots = pages + usize::from(gso.is_some());
+        if pages > max_slots || len > MAX_FRAME_BYTES || !self.make_room(pages, slots, counters) {
             return Err(write);
         }
         let first = self.ring.get().next_request().slot();
@@ -240,13 +280,14 @@ impl<P: Platform> TxQueue<P> {
             Checksum::Unverified => 0,
         };
         counters.blank_checksums += u64::from(flags & tx_flags::CSUM_BLANK != 0);
-        self.push_chain(len, flags, counters);
+        self.push_chain(len, flags, gso, counters);
         Ok(result)
     }
 
     fn pack_frame<R, F: FnOnce(&mut [u8]) -> R>(
         &mut self,
         len: usize,
+        gso: Option<Gso>,
         max_bytes: usize,
         counters: &mut TxCounters,
         write: F,
@@ -263,7 +304,7 @@ impl<P: Platform> TxQueue<P> {
         };
         let Some(buffer) = self.pool.bytes_mut(open.first, open.size) else { return Err(write) };
         let mut write = Some(write);
-        let mut meta = Meta::default();
+        let mut meta = Meta { gso, ..Meta::default() };
         let pushed = open.writer.push_with(buffer, len, meta, |frame| {
             let result = write.take().map(|write| write(frame));
             meta.checksum = finish_checksum(frame, self.terms);
@@ -281,14 +322,20 @@ impl<P: Platform> TxQueue<P> {
         }
     }
 
-    /// Returns whether `slots` slots can be used, after a look at the answers if need be.
-    fn make_room(&mut self, slots: usize, counters: &mut TxCounters) -> bool {
+    /// Returns whether `slots` slots and as many pages as one range can be used, after a look at the answers if
+    /// need be.
+    fn make_room(&mut self, pages: usize, slots: usize, counters: &mut TxCounters) -> bool {
         // An answer that breaks the ring is found again, and acted on, by the next `flush`.
-        self.room(slots) == slots || (self.reap(counters).is_ok() && self.room(slots) == slots)
+        self.has_space(pages, slots) || (self.reap(counters).is_ok() && self.has_space(pages, slots))
+    }
+
+    fn has_space(&mut self, pages: usize, slots: usize) -> bool {
+        self.ring.get().free_slots() as usize >= slots && self.room(pages) == pages
     }
 
     fn open_container(&mut self, len: usize, max_bytes: usize, counters: &mut TxCounters) -> Option<Open> {
-        self.make_room((len + HEADER_BYTES + 10).div_ceil(PAGE_SIZE), counters);
+        let least = (len + FRONT_BYTES).div_ceil(PAGE_SIZE);
+        self.make_room(least, least, counters);
         let pages = self.room(max_bytes.div_ceil(PAGE_SIZE));
         let size = max_bytes.min(pages * PAGE_SIZE);
         // Twice what the rounds before had: a guest that says little sends no empty table, and one that says
@@ -311,24 +358,30 @@ impl<P: Platform> TxQueue<P> {
         let total = open.writer.finish(buffer, self.sequence, hold_ns.try_into().unwrap_or(u32::MAX));
         self.sequence = self.sequence.wrapping_add(1);
         counters.containers += 1;
-        self.push_chain(total, 0, counters);
+        self.push_chain(total, 0, None, counters);
         self.notify |= self.ring.get().publish();
     }
 
     /// Pushes the requests for `total` bytes from the next slot's page on. There is room for them.
-    fn push_chain(&mut self, total: usize, flags: u16, counters: &mut TxCounters) {
+    fn push_chain(&mut self, total: usize, flags: u16, gso: Option<Gso>, counters: &mut TxCounters) {
         let ring = self.ring.get();
-        let slots = total.div_ceil(PAGE_SIZE);
-        for n in 0..slots {
-            let page = ring.next_request().slot();
+        let pages = total.div_ceil(PAGE_SIZE);
+        let first = ring.next_request().slot();
+        let first_flags = flags | if gso.is_some() { tx_flags::EXTRA_INFO } else { 0 };
+        for n in 0..pages {
+            let page = (first + n) % RING_SLOTS as usize;
             let size = if n == 0 { total } else { (total - n * PAGE_SIZE).min(PAGE_SIZE) };
-            let more = if n + 1 < slots { tx_flags::MORE_DATA } else { 0 };
-            let flags = if n == 0 { flags | more } else { more };
+            let more = if n + 1 < pages { tx_flags::MORE_DATA } else { 0 };
+            let flags = if n == 0 { first_flags | more } else { more };
             let gref = self.pool.grant_ref(page).0;
             let _ = ring.push(TxRequest { gref, offset: 0, flags, id: page as u16, size: size as u16 });
             self.busy[page / 64] |= 1 << (page % 64);
+            if let (0, Some(gso)) = (n, gso) {
+                let kind = ExtraKind::Gso { size: gso.size, gso_type: gso.kind.to_netif() };
+                let _ = ring.push(ExtraInfo { kind, more: false });
+            }
         }
-        counters.slots += slots as u64;
+        counters.slots += (pages + usize::from(gso.is_some())) as u64;
     }
 
     /// Sends what is open or not published, takes answers, and returns whether the backend is to be notified.

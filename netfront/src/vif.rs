@@ -215,6 +215,17 @@ impl<P: Platform> Vif<P> {
         self.configured_mtu.min(most - ETHERNET_HEADER_BYTES)
     }
 
+    /// Returns the longest TCP super-frame over IPv4 that can be sent, where that is longer than any other frame.
+    pub(crate) fn super_frame_bytes(&self) -> Option<usize> {
+        let most = self.link.as_ref()?.tx.max_super_frame_bytes()?;
+        (most > self.mtu() + ETHERNET_HEADER_BYTES).then_some(most)
+    }
+
+    /// Returns the longest frame that the stack may send.
+    pub(crate) fn longest_frame_bytes(&self) -> usize {
+        self.super_frame_bytes().unwrap_or_else(|| self.mtu() + ETHERNET_HEADER_BYTES)
+    }
+
     /// Returns the connection, if packets flow.
     pub(crate) fn active(&mut self) -> Option<&mut Link<P>> {
         if self.is_up() { self.link.as_mut() } else { None }
@@ -260,7 +271,7 @@ impl<P: Platform> Vif<P> {
 
     /// Prepares for sleep: asks the backend for events, and says whether there is reason to wait for one.
     pub fn rearm(&mut self) -> Readiness {
-        let longest = self.mtu() + ETHERNET_HEADER_BYTES;
+        let longest = self.longest_frame_bytes();
         if !self.is_up() {
             return Readiness::SendBlocked;
         }
@@ -308,9 +319,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
         let Identity { backend, peer, mac, mtu } = identity;
         (self.peer, self.mac, self.configured_mtu) = (peer, mac, mtu);
         (self.problem, self.broken) = (None, None);
-        if self.spare.len() < mtu + ETHERNET_HEADER_BYTES {
-            self.spare = vec![0; mtu + ETHERNET_HEADER_BYTES].into_boxed_slice();
-        }
+        self.grow_spare(mtu + ETHERNET_HEADER_BYTES);
         self.phase = Phase::Waiting;
         if self.own_state() != State::Initialising {
             self.set_state(State::Initialising);
@@ -320,6 +329,12 @@ impl<P: Platform + Store + Clone> Vif<P> {
         self.backend = backend;
         if let Err(error) = self.platform.watch(&join(&self.backend, keys::STATE), &token(self.handle)) {
             self.problem = Some(Problem::Store(error));
+        }
+    }
+
+    fn grow_spare(&mut self, bytes: usize) {
+        if self.spare.len() < bytes {
+            self.spare = vec![0; bytes].into_boxed_slice();
         }
     }
 
@@ -471,6 +486,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
             Problem::Refused(why)
         })?;
         self.link = Some(link);
+        self.grow_spare(self.longest_frame_bytes());
         self.tell(&details).map_err(Problem::Store)?;
         (self.phase, self.state) = (Phase::Connecting, State::Connected);
         Ok(())

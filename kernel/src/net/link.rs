@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::num::NonZeroUsize;
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::time::Instant;
@@ -42,6 +43,8 @@ pub(super) struct Link {
 struct Identity {
     mac: EthernetAddress,
     frame_bytes: usize,
+    /// The longest TCP super-frame over IPv4 that the NIC takes from the stack, if it takes any.
+    super_frame_bytes: Option<NonZeroUsize>,
 }
 
 /// Why an interface cannot be used.
@@ -242,7 +245,9 @@ impl Identity {
         if !mac.is_unicast() || mac.0 == [0; 6] {
             return Err(LinkError::Mac(mac));
         }
-        Ok(Self { mac, frame_bytes: nic.capabilities().max_transmission_unit })
+        let capabilities = nic.capabilities();
+        let (frame_bytes, segmentation) = (capabilities.max_transmission_unit, capabilities.segmentation);
+        Ok(Self { mac, frame_bytes, super_frame_bytes: segmentation.tcpv4 })
     }
 
     fn interface<N: Nic>(self, nic: &mut N, addressing: &Addressing, seed: u64, now_ns: u64) -> Interface {

@@ -7,6 +7,7 @@ mod containers;
 mod frames;
 mod guest;
 mod hostile;
+mod offload;
 mod peer;
 mod sending;
 mod stack;
