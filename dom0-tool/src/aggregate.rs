@@ -11,6 +11,7 @@ use drayage_wire::container::{
 use drayage_wire::netif::RING_SLOTS;
 
 use crate::policy::Reason;
+use crate::vif::holds::Stamps;
 
 /// Bytes of private memory for the containers of one guest: as many as fit may be open or waiting.
 pub const REGION_BYTES: usize = 8 * MAX_RX_BYTES;
@@ -41,12 +42,25 @@ pub struct Closed {
     pub skip: u32,
     /// When it got its first packet.
     pub opened_ns: u64,
+    /// When it was closed.
+    pub closed_ns: u64,
+    /// Bytes of all that waited then, its own included.
+    pub queued_bytes: u32,
     /// Why it was closed.
     pub reason: Reason,
 }
 
 impl Closed {
-    const NONE: Self = Self { start: 0, bytes: 0, packets: 0, skip: 0, opened_ns: 0, reason: Reason::Full };
+    const NONE: Self = Self {
+        start: 0,
+        bytes: 0,
+        packets: 0,
+        skip: 0,
+        opened_ns: 0,
+        closed_ns: 0,
+        queued_bytes: 0,
+        reason: Reason::Full,
+    };
 
     /// Returns how many ring slots it takes, the skipped ones included.
     pub fn slots(&self) -> u32 {
@@ -70,6 +84,8 @@ pub struct Aggregator {
     wrap: Wrap,
     writer: Option<Writer>,
     opened_ns: u64,
+    /// Whether the open container has a packet that does not wait.
+    urgent: bool,
     /// The buffer that is open, or will be next.
     current: usize,
     skip: u32,
@@ -80,8 +96,11 @@ pub struct Aggregator {
     stride: usize,
     buffers: usize,
     closed: Box<[Closed; MOST_BUFFERS]>,
+    /// When the packets in each buffer were accepted.
+    stamps: Box<[Stamps; MOST_BUFFERS]>,
     first: usize,
     waiting: usize,
+    waiting_bytes: usize,
     mean_bytes: usize,
     /// How many packets the next table is for.
     table: usize,
@@ -101,6 +120,7 @@ impl Aggregator {
             wrap,
             writer: None,
             opened_ns: 0,
+            urgent: false,
             current: 0,
             skip: 0,
             slot: slot % RING_SLOTS,
@@ -108,8 +128,10 @@ impl Aggregator {
             stride,
             buffers: (REGION_BYTES / stride).min(MOST_BUFFERS),
             closed: Box::new([Closed::NONE; MOST_BUFFERS]),
+            stamps: Box::new([Stamps::NONE; MOST_BUFFERS]),
             first: 0,
             waiting: 0,
+            waiting_bytes: 0,
             mean_bytes: 60,
             table: 64,
             open_table: 0,
@@ -129,6 +151,31 @@ impl Aggregator {
     /// Returns how many bytes the open container has.
     pub fn open_bytes(&self) -> usize {
         self.writer.map_or(0, |w| w.total_bytes())
+    }
+
+    /// Returns how many packets the open container has.
+    pub fn open_packets(&self) -> usize {
+        self.writer.map_or(0, |w| w.count())
+    }
+
+    /// Returns whether the open container has a packet that does not wait.
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
+    }
+
+    /// Says that the packet that was just appended does not wait.
+    pub fn hurry(&mut self) {
+        self.urgent = true;
+    }
+
+    /// Returns how many bytes are in containers, the open one included.
+    pub fn queued_bytes(&self) -> usize {
+        self.waiting_bytes + self.open_bytes()
+    }
+
+    /// Returns when the packets of a waiting container were accepted: so long after the first, so many.
+    pub fn stamps(&self, closed: &Closed) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.stamps[closed.start as usize / self.stride].iter()
     }
 
     /// Returns whether a packet of `len` bytes, which is not too large, would be taken.
@@ -152,6 +199,7 @@ impl Aggregator {
     /// Frees the buffers of the `n` oldest waiting containers.
     pub fn release(&mut self, n: usize) {
         let n = n.min(self.waiting);
+        self.waiting_bytes -= self.waiting().take(n).map(|closed| closed.bytes as usize).sum::<usize>();
         self.first = (self.first + n) % self.buffers;
         self.waiting -= n;
     }
@@ -176,10 +224,10 @@ impl Aggregator {
             self.open(now_ns, len)?;
         }
         let buffer = buffer(region, self.current, self.stride);
-        match &mut self.writer {
-            Some(writer) => writer.push_with(buffer, len, meta, fill).map_err(|_| Refusal::TooLarge),
-            None => Err(Refusal::NoRoom),
-        }
+        let Some(writer) = &mut self.writer else { return Err(Refusal::NoRoom) };
+        writer.push_with(buffer, len, meta, fill).map_err(|_| Refusal::TooLarge)?;
+        self.stamps[self.current].add(now_ns.saturating_sub(self.opened_ns));
+        Ok(())
     }
 
     /// Opens a container into which a packet of `len` bytes fits.
@@ -208,6 +256,8 @@ impl Aggregator {
         }
         self.writer = Some(writer);
         self.opened_ns = now_ns;
+        self.urgent = false;
+        self.stamps[self.current].clear();
         Ok(())
     }
 
@@ -220,9 +270,18 @@ impl Aggregator {
         let bytes = writer.finish(buffer, self.sequence, hold_ns);
         self.sequence = self.sequence.wrapping_add(1);
         let start = (self.current * self.stride) as u32;
-        let (bytes_, packets_) = (bytes as u32, packets as u32);
-        let (skip, opened_ns) = (self.skip, self.opened_ns);
-        let mut closed = Closed { start, bytes: bytes_, packets: packets_, skip, opened_ns, reason };
+        self.waiting_bytes += bytes;
+        let mut closed = Closed {
+            start,
+            bytes: bytes as u32,
+            packets: packets as u32,
+            skip: self.skip,
+            opened_ns: self.opened_ns,
+            closed_ns: now_ns,
+            queued_bytes: self.waiting_bytes as u32,
+            reason,
+        };
+        self.urgent = false;
         self.slot = (self.slot + closed.slots()) % RING_SLOTS;
         if self.wrap == Wrap::Forbidden && self.slot == 0 && reason == Reason::Full {
             closed.reason = Reason::RingEnd;

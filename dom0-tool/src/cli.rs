@@ -39,9 +39,12 @@ impl Cli {
 pub(crate) enum Command {
     /// Runs the daemon in the foreground.
     Run {
-        /// TOML file: socket, memory, [worker] busy_frames and holdoff_us.
+        /// TOML file: socket, memory, realtime, [worker] busy_frames and holdoff_us, [attach] policy and urgent.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Runs the data path under SCHED_FIFO, ahead of all ordinary processes.
+        #[arg(long)]
+        realtime: bool,
     },
     /// Gives a guest, paused or running, an interface.
     Attach(AttachArgs),
@@ -106,9 +109,12 @@ pub(crate) struct AttachArgs {
     /// Uplink, as tap:NAME or tap:NAME,bridge=BRIDGE; guests without one hear each other only.
     #[arg(long)]
     pub(crate) port: Option<String>,
-    /// When containers go out: opportunistic, opportunistic:deadline=US or fixed:size=BYTES,timeout=US.
+    /// When containers go out: opportunistic[:deadline=US], fixed:size=BYTES,timeout=US or slo:delay=US.
     #[arg(long)]
     pub(crate) policy: Option<String>,
+    /// Packets that do not wait: all (the default), none, or some of arp,nd,icmp,tcp-ack,ef.
+    #[arg(long, value_name = "CLASSES")]
+    pub(crate) urgent: Option<String>,
     /// Largest container in bytes, 4096 to 65536.
     #[arg(long, value_name = "BYTES")]
     pub(crate) size: Option<u32>,

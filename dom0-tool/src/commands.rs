@@ -22,7 +22,7 @@ use crate::cli::{AttachArgs, Cli, Command, GenerateArgs, OnOff, Output};
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let socket = cli.socket();
     match cli.command {
-        Command::Run { config } => run_daemon(config.as_deref(), cli.socket)?,
+        Command::Run { config, realtime } => run_daemon(config.as_deref(), cli.socket, realtime)?,
         Command::Attach(args) => attach(&socket, args)?,
         Command::Detach { domain, vif } => ask::<()>(&socket, &Request::Detach { domain, vif })?,
         Command::List(output) => {
@@ -56,12 +56,17 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_daemon(config: Option<&Path>, socket: Option<std::path::PathBuf>) -> Result<(), Failure> {
+fn run_daemon(
+    config: Option<&Path>,
+    socket: Option<std::path::PathBuf>,
+    realtime: bool,
+) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).init();
     let mut config = config.map(Config::read).transpose()?.unwrap_or_default();
     if socket.is_some() {
         config.socket = socket;
     }
+    config.realtime |= realtime;
     daemon::run(&config)
 }
 
@@ -72,6 +77,7 @@ fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
         mac: args.mac,
         port: args.port,
         policy: args.policy,
+        urgent: args.urgent,
         size_bytes: args.size,
         containers: match args.containers {
             OnOff::On => Containers::On,

@@ -12,6 +12,7 @@ use crate::memory::Pages;
 use crate::port::{Sent, Uplink};
 use crate::rules::Guard;
 use crate::switch::{Decision, Mac, PortId, Segment, Switch};
+use crate::vif::holds::HoldTimes;
 use crate::vif::{Counters, Vif};
 
 /// Guests that can be served at a time.
@@ -196,6 +197,14 @@ impl<P: SharedWords> Fabric<P> {
             },
         }
         Forwarded::Yes
+    }
+
+    /// Returns how long a guest's packets were held.
+    pub(crate) fn holds(&self, id: PortId) -> Option<HoldTimes> {
+        match &self.ports.get(usize::from(id.0))?.as_ref()?.kind {
+            Kind::Guest { vif, .. } => Some(vif.rx.holds().summary()),
+            Kind::Uplink { .. } => None,
+        }
     }
 
     /// Returns the counters of a guest.

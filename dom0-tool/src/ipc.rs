@@ -37,6 +37,9 @@ pub enum Request {
         port: Option<String>,
         /// Policy.
         policy: Option<String>,
+        /// Classes of packets that do not wait.
+        #[serde(default)]
+        urgent: Option<String>,
         /// Largest container.
         size_bytes: Option<u32>,
         /// Whether containers are offered.

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod aggregate;
+pub mod class;
 pub mod clock;
 pub mod control;
 pub mod daemon;
@@ -16,6 +17,7 @@ pub mod policy;
 pub mod port;
 pub mod rules;
 pub mod segment;
+pub mod slo;
 pub mod store;
 pub mod switch;
 pub mod table;

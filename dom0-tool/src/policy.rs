@@ -8,6 +8,8 @@ use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
 pub const DEFAULT_DEADLINE_US: u32 = 500;
 /// The longest time that any policy may hold a container.
 pub const MAX_HOLD_US: u32 = 1_000_000;
+/// The shortest bound on delay: below it, there is nothing to be traded for it.
+pub const MIN_DELAY_US: u32 = 10;
 
 /// A policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,11 @@ pub enum Policy {
         /// The longest hold.
         timeout_us: u32,
     },
+    /// As large as a bound on each packet's delay allows: size and deadline follow the rate (see [`crate::slo`]).
+    Slo {
+        /// The bound.
+        delay_us: u32,
+    },
 }
 
 impl Default for Policy {
@@ -34,16 +41,18 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Returns the longest time that a container is held.
+    /// Returns the longest time that a container may be held.
     pub fn hold_ns(self) -> u64 {
-        let (Self::Opportunistic { deadline_us: us } | Self::Fixed { timeout_us: us, .. }) = self;
+        let (Self::Opportunistic { deadline_us: us }
+        | Self::Fixed { timeout_us: us, .. }
+        | Self::Slo { delay_us: us }) = self;
         u64::from(us) * 1000
     }
 
     /// Returns the size at which a container goes out, if the policy has one.
     pub fn size_bytes(self) -> Option<usize> {
         match self {
-            Self::Opportunistic { .. } => None,
+            Self::Opportunistic { .. } | Self::Slo { .. } => None,
             Self::Fixed { size_bytes, .. } => Some(size_bytes as usize),
         }
     }
@@ -52,8 +61,8 @@ impl Policy {
 /// A text that is no policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "bad policy {text:?}: {why}; write opportunistic, opportunistic:deadline=US or \
-     fixed:size=BYTES,timeout=US (BYTES {MIN_SIZE_BYTES} to {MAX_RX_BYTES}, US 1 to {MAX_HOLD_US})"
+    "bad policy {text:?}: {why}; write opportunistic, opportunistic:deadline=US, fixed:size=BYTES,timeout=US or \
+     slo:delay=US (BYTES {MIN_SIZE_BYTES} to {MAX_RX_BYTES}, US 1 to {MAX_HOLD_US}, with slo from {MIN_DELAY_US})"
 )]
 pub struct BadPolicy {
     text: String,
@@ -66,13 +75,14 @@ impl std::str::FromStr for Policy {
     fn from_str(text: &str) -> Result<Self, BadPolicy> {
         let bad = |why: String| BadPolicy { text: text.into(), why };
         let (name, settings) = text.split_once(':').unwrap_or((text, ""));
-        let (mut deadline, mut size, mut timeout) = (None, None, None);
+        let (mut deadline, mut size, mut timeout, mut delay) = (None, None, None, None);
         for setting in settings.split(',').filter(|s| !s.is_empty()) {
             let (key, value) =
                 setting.split_once('=').ok_or_else(|| bad(format!("{setting:?} has no value")))?;
             let number: u32 = value.parse().map_err(|_| bad(format!("{key} {value:?} is no number")))?;
             let (slot, low, high) = match (name, key) {
                 ("opportunistic", "deadline") => (&mut deadline, 1, MAX_HOLD_US),
+                ("slo", "delay") => (&mut delay, MIN_DELAY_US, MAX_HOLD_US),
                 ("fixed", "timeout") => (&mut timeout, 1, MAX_HOLD_US),
                 ("fixed", "size") => (&mut size, MIN_SIZE_BYTES as u32, MAX_RX_BYTES as u32),
                 _ => return Err(bad(format!("{name:?} has no setting {key:?}"))),
@@ -90,6 +100,7 @@ impl std::str::FromStr for Policy {
             "fixed" => {
                 Ok(Self::Fixed { size_bytes: needed(size, "size")?, timeout_us: needed(timeout, "timeout")? })
             }
+            "slo" => Ok(Self::Slo { delay_us: needed(delay, "delay")? }),
             _ => Err(bad(format!("{name:?} is not known"))),
         }
     }
@@ -103,6 +114,7 @@ impl std::fmt::Display for Policy {
             Self::Fixed { size_bytes, timeout_us } => {
                 write!(f, "fixed:size={size_bytes},timeout={timeout_us}")
             }
+            Self::Slo { delay_us } => write!(f, "slo:delay={delay_us}"),
         }
     }
 }
@@ -110,8 +122,12 @@ impl std::fmt::Display for Policy {
 /// Why a container went out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The next packet did not fit, or the policy's size was reached.
+    /// The next packet did not fit.
     Full,
+    /// It had as many packets as the rate promises within the bound on delay.
+    Target,
+    /// It had a packet of a class that does not wait.
+    Class,
     /// The guest was asleep, or had caught up.
     Idle,
     /// It had been open for as long as the policy allows.
@@ -126,7 +142,13 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_what_is_read() {
-        for text in ["opportunistic", "opportunistic:deadline=1000000", "fixed:size=4096,timeout=1"] {
+        for text in [
+            "opportunistic",
+            "opportunistic:deadline=1000000",
+            "fixed:size=4096,timeout=1",
+            "slo:delay=10",
+            "slo:delay=1000000",
+        ] {
             assert_eq!(text.parse::<Policy>().unwrap().to_string(), text);
         }
         assert_eq!("opportunistic:".parse(), Ok(Policy::default()));
@@ -147,6 +169,9 @@ mod tests {
             ("fixed:size=many,timeout=1", "size \"many\" is no number"),
             ("fixed:size", "has no value"),
             ("opportunistic:size=4096", "has no setting \"size\""),
+            ("slo", "delay is missing"),
+            ("slo:delay=9", "delay 9 is not between 10 and 1000000"),
+            ("slo:deadline=500", "has no setting \"deadline\""),
         ] {
             let error = text.parse::<Policy>().unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("write opportunistic"), "{error}");

@@ -5,7 +5,7 @@
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 
-use crate::control::views::Interface;
+use crate::control::views::{Interface, InterfaceStats};
 use crate::doctor::{Check, Verdict};
 use crate::ipc::Stats;
 
@@ -85,13 +85,10 @@ pub fn stats(stats: &Stats) -> String {
         text.push_str(&table.trim_fmt());
         let (f, d) = (&counters.flushes, &counters.drops);
         text.push_str(&format!(
-            "\nflushes: full {}, idle {}, deadline {}, ring end {}; longest hold {} us\n",
-            f.full,
-            f.idle,
-            f.deadline,
-            f.ring_end,
-            counters.longest_hold_ns / 1000
+            "\nflushes: full {}, idle {}, deadline {}, target {}, class {}, ring end {}\n",
+            f.full, f.idle, f.deadline, f.target, f.class, f.ring_end,
         ));
+        text.push_str(&hold_times(one));
         text.push_str(&format!(
             "hypercalls {}, events in {}, events out {}, wake-ups {}, filtered {}, guest errors {}\n",
             counters.hypercalls,
@@ -102,9 +99,10 @@ pub fn stats(stats: &Stats) -> String {
             counters.guest_errors
         ));
         text.push_str(&format!(
-            "drops: queue full {}, too large {}, bad buffer {}, not segmentable {}, malformed {}, unreadable {}, \
-             no destination {}, wrong source {}, isolated {}\n\n",
+            "drops: queue full {}, too late {}, too large {}, bad buffer {}, not segmentable {}, malformed {}, \
+             unreadable {}, no destination {}, wrong source {}, isolated {}\n\n",
             d.queue_full,
+            d.too_late,
             d.too_large,
             d.bad_buffer,
             d.not_segmentable,
@@ -130,6 +128,28 @@ pub fn stats(stats: &Stats) -> String {
         "loop: passes {}, sleeps {}, batches of grant copies {}, grant copies {}",
         w.passes, w.sleeps, w.copy_batches, w.copies
     ));
+    text
+}
+
+/// Shows how long packets were held, in microseconds.
+fn hold_times(one: &InterfaceStats) -> String {
+    let us = |ns: u64| format!("{:.1}", ns as f64 / 1000.0);
+    let mut text = match &one.hold {
+        Some(hold) if hold.packets > 0 => format!(
+            "hold (us): p50 {}, p99 {}, max {}, jitter {}; ",
+            us(hold.p50_ns),
+            us(hold.p99_ns),
+            us(hold.max_ns),
+            us(hold.jitter_ns)
+        ),
+        _ => format!("hold (us): max {}; ", us(one.counters.longest_hold_ns)),
+    };
+    let late = one.counters.late;
+    text.push_str(&format!("late containers {}", late.containers));
+    if let Some(mean_ns) = late.sum_ns.checked_div(late.containers) {
+        text.push_str(&format!(" (by {} on average, {} at most)", us(mean_ns), us(late.max_ns)));
+    }
+    text.push('\n');
     text
 }
 

@@ -18,6 +18,7 @@ use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, regio
 use crate::port::{Batch, Uplink};
 use crate::rules::Guard;
 use crate::switch::{PortId, Segment};
+use crate::vif::holds::HoldTimes;
 use crate::vif::multicast::Subscriptions;
 use crate::vif::rx::{Rx, Wish};
 use crate::vif::tx::{Left, Scratch, Tx};
@@ -199,11 +200,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             self.unbind(events);
             return Err(ConnectError::NoRoom);
         };
-        let (format, accepts) = (connection.rx_format, connection.accepts);
         let vif = Vif {
             domain,
             tx: Tx::new(tx_page, domain, connection.tx_format),
-            rx: Rx::new(rx_page, domain, format, accepts, connection.policy, REGION_BYTES),
+            rx: Rx::new(rx_page, connection, REGION_BYTES),
             subscriptions: Subscriptions::new(connection.groups),
             events,
             counters: Counters::default(),
@@ -280,6 +280,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Returns an interface's counters.
     pub fn counters(&self, id: PortId) -> Option<Counters> {
         self.fabric.counters(id)
+    }
+
+    /// Returns how long an interface's packets were held.
+    pub fn holds(&self, id: PortId) -> Option<HoldTimes> {
+        self.fabric.holds(id)
     }
 
     /// Returns the interfaces that broke the protocol since this was last asked. They are not served any
@@ -480,17 +485,20 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         if !any {
             return wish;
         }
+        let mut done_ns = now_ns;
         if !self.rx_ops.is_empty() {
             self.counters.copy_batches += 1;
             self.counters.copies += self.rx_ops.len() as u64;
             self.xen.copy_to_guests(self.fabric.regions.bytes(), &mut self.rx_ops);
+            // A packet's hold ends here, not when the pass began.
+            done_ns = self.clock.now_ns();
         }
         for port in self.fabric.ports.iter_mut().flatten() {
             if let Kind::Guest { vif, .. } = &mut port.kind
                 && vif.fault.is_none()
             {
                 let Vif { rx, counters, .. } = &mut **vif;
-                vif.notify_rx |= rx.complete(&self.rx_ops, now_ns, counters);
+                vif.notify_rx |= rx.complete(&self.rx_ops, done_ns, counters);
             }
         }
         wish

@@ -3,6 +3,7 @@
 //! It knows xenstore and the worker's terms, and neither rings nor packets.
 
 use drayage::aggregate::Wrap;
+use drayage::class::Classes;
 use drayage::clock::Clock;
 use drayage::policy::Policy;
 use drayage::switch::{Mac, PortId};
@@ -44,13 +45,15 @@ pub struct Connector {
     hv: Hypervisor,
     offers: Offers,
     policy: Policy,
+    /// Packets that do not wait.
+    pub urgent: Classes,
     vifs: Vec<(DomainId, Hand, Option<PortId>)>,
 }
 
 impl Connector {
     /// Returns a control path without vifs.
     pub fn new(hv: &Hypervisor, offers: Offers, policy: Policy) -> Self {
-        Self { hv: hv.clone(), offers, policy, vifs: Vec::new() }
+        Self { hv: hv.clone(), offers, policy, urgent: Classes::default(), vifs: Vec::new() }
     }
 
     /// Makes the nodes of a vif and waits for its frontend.
@@ -91,7 +94,7 @@ impl Connector {
         guest: DomainId,
         mac: Mac,
     ) -> Result<PortId, ConnectError> {
-        let (offers, policy) = (self.offers, self.policy);
+        let (offers, policy, urgent) = (self.offers, self.policy, self.urgent);
         let (_, hand, port) = self.vif(guest);
         assert_eq!(hand.front_state(), State::Connected);
         let number = |key| hand.told(key).and_then(|value| keys::parse_number(value.as_bytes()));
@@ -131,6 +134,7 @@ impl Connector {
                 blank_v6: flag(keys::FEATURE_IPV6_CSUM_OFFLOAD),
             },
             policy,
+            urgent,
             rules: Default::default(),
             groups: Default::default(),
         };

@@ -12,6 +12,7 @@ use drayage::control::{AttachRequest, Manager};
 use drayage::port::Uplink;
 use drayage::store::{End, Permission, Store, StoreError, Transaction, WatchEvent};
 use drayage::switch::{PortId, Segment};
+use drayage::vif::holds::HoldTimes;
 use drayage::vif::{Connection, Counters, Fault};
 use drayage::worker::{ConnectError, Worker};
 use drayage::xen::DomainId;
@@ -36,6 +37,9 @@ impl DataPlane for SharedWorker {
     }
     fn counters(&mut self, port: PortId) -> Option<Counters> {
         self.0.borrow().counters(port)
+    }
+    fn holds(&mut self, port: PortId) -> Option<HoldTimes> {
+        self.0.borrow().holds(port)
     }
     fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
         self.0.borrow_mut().add_uplink(segment, link)

@@ -4,6 +4,7 @@
 
 use core::sync::atomic::Ordering;
 
+use drayage::class::Classes;
 use drayage::clock::Clock;
 use drayage::policy::Policy;
 use drayage::rules::Rules;
@@ -93,6 +94,7 @@ impl RawFront {
             rx_format: rx::Format::Plain,
             accepts: Accepts { scatter: true, gso_v4: true, gso_v6: true, blank_v4: true, blank_v6: true },
             policy: Policy::default(),
+            urgent: Classes::default(),
             rules: Rules::default(),
             groups: Groups::All,
         };

@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use drayage::class::Classes;
 use drayage::clock::Clock;
 use drayage::control::AttachRequest;
 use drayage::control::details::Containers;
@@ -248,6 +249,8 @@ pub struct Shape {
     pub options: Options,
     /// When containers go out.
     pub policy: Policy,
+    /// Packets that do not wait.
+    pub urgent: Classes,
     /// What the uplink does with checksums.
     pub arriving: Arriving,
     /// How the worker trades delay for wake-ups.
@@ -271,6 +274,7 @@ impl Default for Shape {
             offers: Offers::default(),
             options: Options::default(),
             policy: Policy::default(),
+            urgent: Classes::default(),
             arriving: Arriving::Filled,
             settings: Settings::default(),
             control: ControlPath::Hand,
@@ -323,7 +327,8 @@ impl World {
         let uplink = CableUplink { end: near, arriving: shape.arriving };
         worker.add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
         let stack = Stack::new(&mut end, [2, 0, 0, 0, 0, 1], "10.0.0.1/24");
-        let connector = Connector::new(&hv, shape.offers, shape.policy);
+        let mut connector = Connector::new(&hv, shape.offers, shape.policy);
+        connector.urgent = shape.urgent;
         let worker = SharedWorker(Rc::new(RefCell::new(worker)));
         let control = (shape.control != ControlPath::Hand).then(|| Control::new(&hv, worker.clone()));
         Self {
@@ -396,6 +401,7 @@ impl World {
                 mac: Some(Mac(mac)),
                 port: None,
                 policy: self.shape.policy,
+                urgent: self.shape.urgent,
                 size_bytes: 65_536,
                 containers,
                 rules: Default::default(),

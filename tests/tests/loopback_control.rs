@@ -1,6 +1,7 @@
 //! The real driver, the real worker and the real control path together: guests that come, go, come again and die, two
 //! at once, in mid-traffic, and frontends whose keys make no sense.
 
+use drayage::class::Classes;
 use drayage::control::AttachRequest;
 use drayage::control::details::Containers;
 use drayage::control::error::FailureKind;
@@ -184,6 +185,7 @@ fn requests_that_cannot_be_met_name_what_is_wrong() {
         mac: None,
         port: None,
         policy: Policy::default(),
+        urgent: Classes::default(),
         size_bytes: 65_536,
         containers: Containers::On,
         rules: Default::default(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::details::Containers;
+use crate::class::Classes;
 use crate::policy::Policy;
 use crate::port::spec::TapSpec;
 use crate::rules::Rules;
@@ -32,6 +33,9 @@ pub struct Attachment {
     /// When containers go out.
     #[serde(serialize_with = "write_text", deserialize_with = "read_policy")]
     pub policy: Policy,
+    /// Packets that do not wait.
+    #[serde(default, serialize_with = "write_text", deserialize_with = "read_classes")]
+    pub urgent: Classes,
     /// The largest container.
     pub size_bytes: u32,
     /// Whether containers are offered.
@@ -60,6 +64,10 @@ fn read_tap<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TapSpec>, D::Er
 }
 
 fn read_policy<'de, D: Deserializer<'de>>(from: D) -> Result<Policy, D::Error> {
+    String::deserialize(from)?.parse().map_err(D::Error::custom)
+}
+
+fn read_classes<'de, D: Deserializer<'de>>(from: D) -> Result<Classes, D::Error> {
     String::deserialize(from)?.parse().map_err(D::Error::custom)
 }
 
@@ -129,6 +137,7 @@ mod tests {
             mac: Mac([0, 0x16, 0x3e, 1, 2, 3]),
             port: Some("tap:dry0,bridge=br0".parse().unwrap()),
             policy: "fixed:size=8192,timeout=50".parse().unwrap(),
+            urgent: "arp,ef".parse().unwrap(),
             size_bytes: 65_536,
             containers: Containers::On,
             rules: Rules { locked_mac: true, isolated: false },

@@ -7,6 +7,7 @@ use drayage_wire::container::{MAX_RX_BYTES, MAX_TX_BYTES, MIN_SIZE_BYTES, VERSIO
 use drayage_wire::keys;
 
 use crate::aggregate::Wrap;
+use crate::class::Classes;
 use crate::policy::Policy;
 use crate::rules::Rules;
 use crate::store::{Store, StoreError, Transaction};
@@ -75,6 +76,8 @@ pub struct Wanted {
     pub mac: Mac,
     /// When containers go out.
     pub policy: Policy,
+    /// Packets that do not wait.
+    pub urgent: Classes,
     /// The largest container.
     pub size_bytes: usize,
     /// Whether containers were offered.
@@ -191,6 +194,7 @@ pub fn read(
         rx_format,
         accepts,
         policy: wanted.policy,
+        urgent: wanted.urgent,
         rules: wanted.rules,
         groups,
     })

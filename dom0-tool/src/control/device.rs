@@ -127,6 +127,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             domain: key.0,
             mac: attachment.mac,
             policy: attachment.policy,
+            urgent: attachment.urgent,
             size_bytes: attachment.size_bytes as usize,
             containers: attachment.containers,
             rules: attachment.rules,

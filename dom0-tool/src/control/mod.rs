@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
 
+use crate::class::Classes;
 use crate::policy::Policy;
 use crate::port::spec::TapSpec;
 use crate::port::tap::Tap;
@@ -49,6 +50,8 @@ pub struct AttachRequest {
     pub port: Option<TapSpec>,
     /// When containers go out.
     pub policy: Policy,
+    /// Packets that do not wait.
+    pub urgent: Classes,
     /// The largest container.
     pub size_bytes: u32,
     /// Whether containers are offered.
@@ -199,6 +202,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             vif,
             port: request.port.clone(),
             policy: request.policy,
+            urgent: request.urgent,
             size_bytes: request.size_bytes,
             containers: request.containers,
             rules: request.rules,

@@ -7,6 +7,7 @@ use crate::UplinkCounters;
 use crate::clock::Clock;
 use crate::port::Uplink;
 use crate::switch::{PortId, Segment};
+use crate::vif::holds::HoldTimes;
 use crate::vif::{Connection, Counters, Fault};
 use crate::worker::{ConnectError, Worker};
 use crate::xen::Xen;
@@ -22,6 +23,8 @@ pub trait DataPlane {
     fn disconnect(&mut self, port: PortId) -> Option<Counters>;
     /// See [`Worker::counters`].
     fn counters(&mut self, port: PortId) -> Option<Counters>;
+    /// See [`Worker::holds`].
+    fn holds(&mut self, port: PortId) -> Option<HoldTimes>;
     /// See [`Worker::add_uplink`].
     fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId>;
     /// See [`Worker::remove_uplink`].
@@ -41,6 +44,9 @@ impl<X: Xen, C: Clock> DataPlane for Worker<X, C> {
     }
     fn counters(&mut self, port: PortId) -> Option<Counters> {
         Worker::counters(self, port)
+    }
+    fn holds(&mut self, port: PortId) -> Option<HoldTimes> {
+        Worker::holds(self, port)
     }
     fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
         Worker::add_uplink(self, segment, link)

@@ -10,6 +10,7 @@ use crate::UplinkCounters;
 use crate::rules::Rules;
 use crate::store::Store;
 use crate::vif::Counters;
+use crate::vif::holds::HoldTimes;
 
 /// An interface in `list`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Interface {
     pub tx_containers: Option<bool>,
     /// When containers go out.
     pub policy: String,
+    /// Classes of packets that do not wait.
+    #[serde(default)]
+    pub urgent: String,
     /// The largest container.
     pub size_bytes: u32,
     /// What the guest is held to.
@@ -58,6 +62,9 @@ pub struct InterfaceStats {
     pub rx_packets_per_container: Option<f64>,
     /// TX packets in each TX container.
     pub tx_packets_per_container: Option<f64>,
+    /// How long RX packets were held; absent while it is not connected.
+    #[serde(default)]
+    pub hold: Option<HoldTimes>,
     /// What it did.
     #[serde(flatten)]
     pub counters: Counters,
@@ -102,6 +109,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 rx_containers: agreed.map(|(rx, _)| rx),
                 tx_containers: agreed.map(|(_, tx)| tx),
                 policy: attachment.policy.to_string(),
+                urgent: attachment.urgent.to_string(),
                 size_bytes: attachment.size_bytes,
                 rules: attachment.rules,
             };
@@ -130,6 +138,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 state: state(device.stage).into(),
                 rx_packets_per_container: ratio(rx.packets, rx.containers),
                 tx_packets_per_container: ratio(tx.packets, tx.containers),
+                hold: device.stage.port().and_then(|port| self.data.holds(port)),
                 counters,
             });
         }

@@ -16,6 +16,7 @@ use crate::clock::Monotonic;
 use crate::control::plane::DataPlane;
 use crate::port::Uplink;
 use crate::switch::{PortId, Segment};
+use crate::vif::holds::HoldTimes;
 use crate::vif::rx::Wish;
 use crate::vif::{Connection, Counters, Fault};
 use crate::worker::{ConnectError, Uplinks, Worker};
@@ -71,9 +72,10 @@ pub(super) fn start(
     let bell = Arc::new(Bell { rung: AtomicBool::new(false), event });
     let (jobs, inbox) = channel();
     let ours = bell.clone();
-    let thread = std::thread::Builder::new()
-        .name("data".into())
-        .spawn(move || while serve(&mut worker, &inbox, &ours, &mut on_fault) {})?;
+    let thread = std::thread::Builder::new().name("data".into()).spawn(move || {
+        super::realtime::exact_timers();
+        while serve(&mut worker, &inbox, &ours, &mut on_fault) {}
+    })?;
     Ok((DataThread { jobs: Some(jobs), bell }, thread))
 }
 
@@ -161,6 +163,9 @@ impl DataPlane for DataThread {
     }
     fn counters(&mut self, port: PortId) -> Option<Counters> {
         self.run(move |worker| worker.counters(port))?
+    }
+    fn holds(&mut self, port: PortId) -> Option<HoldTimes> {
+        self.run(move |worker| worker.holds(port))?
     }
     fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
         self.run(move |worker| worker.add_uplink(segment, link))?

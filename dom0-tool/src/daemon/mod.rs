@@ -4,16 +4,21 @@
 //! It starts and ends things, and knows none of them from within.
 
 mod data;
+mod realtime;
 mod server;
 
+use std::fmt::Display;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::class::Classes;
 use crate::clock::{Clock, Monotonic};
 use crate::control::attachment::Memory;
 use crate::control::error::{Failure, FailureKind};
@@ -45,6 +50,26 @@ pub struct Config {
     pub memory: Option<PathBuf>,
     /// How the loop trades delay for wake-ups.
     pub worker: Settings,
+    /// Whether the data path runs under `SCHED_FIFO`.
+    pub realtime: bool,
+    /// What holds for an attachment that does not say otherwise.
+    pub attach: Defaults,
+}
+
+/// What holds for an attachment that does not say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Defaults {
+    /// When containers go out.
+    #[serde(deserialize_with = "read_text")]
+    pub policy: Policy,
+    /// Packets that do not wait.
+    #[serde(deserialize_with = "read_text")]
+    pub urgent: Classes,
+}
+
+fn read_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<T, D::Error> {
+    String::deserialize(from)?.parse().map_err(D::Error::custom)
 }
 
 impl Config {
@@ -75,6 +100,7 @@ struct Daemon {
     manager: DaemonManager,
     data: DataThread,
     clock: Monotonic,
+    defaults: Defaults,
     /// Requests to detach that wait for the frontend.
     detaching: Vec<((DomainId, u32), Sender<Reply>)>,
 }
@@ -100,6 +126,9 @@ fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), F
     let to_main = tell.clone();
     let (data, thread) = data::start(worker, move || drop(to_main.send(Event::Fault)))
         .map_err(|error| Failure::new(FailureKind::Other, format!("starting the data path: {error}")))?;
+    if config.realtime {
+        data.run(|_| realtime::enter()).unwrap_or(Ok(()))?;
+    }
     let to_main = tell.clone();
     let store = Client::connect(move |notice| drop(to_main.send(Event::Store(notice)))).map_err(|error| {
         let denied = error.socket.kind() == std::io::ErrorKind::PermissionDenied;
@@ -109,7 +138,8 @@ fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), F
     let own = store.own_domain()?;
     let memory = Memory::in_file(config.memory.clone().unwrap_or_else(|| DEFAULT_MEMORY.into()));
     let manager = Manager::new(store, data.clone(), own, memory)?;
-    let mut daemon = Daemon { manager, data, clock: Monotonic, detaching: Vec::new() };
+    let defaults = config.attach;
+    let mut daemon = Daemon { manager, data, clock: Monotonic, defaults, detaching: Vec::new() };
     daemon.manager.recall(Monotonic.now_ns())?;
     stop_on_signals(tell.clone())?;
     server::serve(listener, tell);
@@ -202,7 +232,7 @@ impl Daemon {
             Request::Hello => to_reply(env!("CARGO_PKG_VERSION")),
             Request::List => to_reply(self.manager.list()),
             Request::Stats => self.stats(),
-            Request::Attach { .. } => match attach_request(request) {
+            Request::Attach { .. } => match attach_request(request, self.defaults) {
                 Ok(wanted) => match self.manager.attach(&wanted) {
                     Ok(attachment) => to_reply(attachment),
                     Err(failure) => Reply::Error(failure),
@@ -299,8 +329,9 @@ fn to_reply(value: impl serde::Serialize) -> Reply {
 }
 
 /// Turns the texts of a request into what they mean.
-fn attach_request(request: Request) -> Result<AttachRequest, Failure> {
-    let Request::Attach { domain, vif, mac, port, policy, size_bytes, containers, rules } = request else {
+fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest, Failure> {
+    let Request::Attach { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules } = request
+    else {
         return Err(Failure::new(FailureKind::Other, "not an attachment"));
     };
     let bad = |message: String| Failure::new(FailureKind::BadValue, message);
@@ -312,13 +343,17 @@ fn attach_request(request: Request) -> Result<AttachRequest, Failure> {
         .transpose()?;
     let policy = match policy {
         Some(text) => text.parse().map_err(|error: crate::policy::BadPolicy| bad(error.to_string()))?,
-        None => Policy::default(),
+        None => defaults.policy,
+    };
+    let urgent = match urgent {
+        Some(text) => text.parse().map_err(|error: crate::class::BadClasses| bad(error.to_string()))?,
+        None => defaults.urgent,
     };
     let port = port
         .map(|text| text.parse().map_err(|error: crate::port::spec::BadPort| bad(error.to_string())))
         .transpose()?;
     let size_bytes = size_bytes.unwrap_or(DEFAULT_SIZE_BYTES);
-    Ok(AttachRequest { domain, vif, mac, port, policy, size_bytes, containers, rules })
+    Ok(AttachRequest { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules })
 }
 
 #[cfg(test)]
@@ -326,22 +361,25 @@ mod tests {
     use super::*;
 
     fn attach(mac: Option<&str>, port: Option<&str>, policy: Option<&str>) -> Result<AttachRequest, Failure> {
-        attach_request(Request::Attach {
+        let request = Request::Attach {
             domain: "guest".into(),
             vif: None,
             mac: mac.map(Into::into),
             port: port.map(Into::into),
             policy: policy.map(Into::into),
+            urgent: Some("arp".into()),
             size_bytes: None,
             containers: Default::default(),
             rules: Default::default(),
-        })
+        };
+        attach_request(request, Defaults::default())
     }
 
     #[test]
     fn texts_are_judged_and_named() {
         let good = attach(Some("00:16:3e:00:00:01"), Some("tap:dry0"), None).unwrap();
         assert_eq!((good.policy, good.size_bytes), (Policy::default(), 65_536));
+        assert_eq!(good.urgent.to_string(), "arp");
         for (request, named) in [
             (attach(Some("00:16:3e"), None, None), "bad mac \"00:16:3e\""),
             (attach(None, Some("eth0"), None), "bad port \"eth0\""),
@@ -357,6 +395,13 @@ mod tests {
     fn a_configuration_is_read_and_its_mistakes_are_named() {
         let config: Config = toml::from_str("socket = \"/tmp/d\"\n[worker]\nholdoff_us = 50").unwrap();
         assert_eq!(config.worker, Settings { holdoff_us: 50, ..Settings::default() });
+        let config: Config =
+            toml::from_str("realtime = true\n[attach]\npolicy = \"slo:delay=500\"\nurgent = \"none\"")
+                .unwrap();
+        assert_eq!(config.attach, Defaults { policy: Policy::Slo { delay_us: 500 }, urgent: Classes::NONE });
+        assert!(config.realtime);
+        let error = toml::from_str::<Config>("[attach]\npolicy = \"soon\"").unwrap_err().to_string();
+        assert!(error.contains("bad policy \"soon\""), "{error}");
         assert!(toml::from_str::<Config>("sockets = 1").unwrap_err().to_string().contains("sockets"));
         let failure = Config::read(Path::new("/nowhere/drayage.toml")).unwrap_err();
         assert!(failure.message.contains("/nowhere/drayage.toml"));

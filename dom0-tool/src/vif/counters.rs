@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::holds::Late;
 use crate::policy::Reason;
 
 /// The counters of one vif. RX is what the guest receives.
@@ -27,8 +28,10 @@ pub struct Counters {
     pub filtered: u64,
     /// Requests, chains and containers of the guest's that were refused.
     pub guest_errors: u64,
-    /// Longest time that a container was open, in nanoseconds.
+    /// Longest time from a container's first packet to its hand-over, in nanoseconds.
     pub longest_hold_ns: u64,
+    /// Containers that were handed over later than the policy allows.
+    pub late: Late,
 }
 
 /// One direction of a vif.
@@ -55,6 +58,10 @@ pub struct Direction {
 pub struct Flushes {
     /// See [`Reason::Full`].
     pub full: u64,
+    /// See [`Reason::Target`].
+    pub target: u64,
+    /// See [`Reason::Class`].
+    pub class: u64,
     /// See [`Reason::Idle`].
     pub idle: u64,
     /// See [`Reason::Deadline`].
@@ -68,6 +75,8 @@ impl Flushes {
     pub fn count(&mut self, reason: Reason) {
         *match reason {
             Reason::Full => &mut self.full,
+            Reason::Target => &mut self.target,
+            Reason::Class => &mut self.class,
             Reason::Idle => &mut self.idle,
             Reason::Deadline => &mut self.deadline,
             Reason::RingEnd => &mut self.ring_end,
@@ -80,6 +89,8 @@ impl Flushes {
 pub struct Drops {
     /// To the guest: it does not read, and its queue is full.
     pub queue_full: u64,
+    /// To the guest: it would have been held for longer than the bound on delay.
+    pub too_late: u64,
     /// To the guest: larger than what it takes.
     pub too_large: u64,
     /// To the guest: it gave a page that cannot be written.
@@ -102,6 +113,7 @@ impl Drops {
     /// Returns their sum.
     pub fn total(&self) -> u64 {
         self.queue_full
+            + self.too_late
             + self.too_large
             + self.bad_buffer
             + self.not_segmentable

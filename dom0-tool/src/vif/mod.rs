@@ -4,6 +4,7 @@
 //! two ends found each other.
 
 pub mod counters;
+pub mod holds;
 pub mod multicast;
 pub mod plain;
 pub mod rx;
@@ -11,6 +12,7 @@ pub mod tx;
 
 use drayage_wire::ring::Overrun;
 
+use crate::class::Classes;
 use crate::policy::Policy;
 use crate::rules::Rules;
 use crate::switch::Mac;
@@ -39,6 +41,8 @@ pub struct Connection {
     pub accepts: rx::Accepts,
     /// When containers go out to it.
     pub policy: Policy,
+    /// Packets that do not wait.
+    pub urgent: Classes,
     /// What its operator holds it to.
     pub rules: Rules,
     /// Which groups it hears.

@@ -20,6 +20,8 @@ pub struct Frame {
     pub start: u32,
     /// Its length in bytes.
     pub len: u32,
+    /// When it was accepted.
+    pub accepted_ns: u64,
     /// What travels beside it.
     pub meta: Meta,
 }
@@ -77,6 +79,7 @@ impl FrameQueue {
     pub fn push_with(
         &mut self,
         region: &mut [u8],
+        now_ns: u64,
         len: usize,
         meta: Meta,
         fill: impl FnOnce(&mut [u8]),
@@ -91,7 +94,7 @@ impl FrameQueue {
         fill(&mut region[start..start + len]);
         let next = (start + len).next_multiple_of(ALIGN);
         self.frames[(self.first + self.waiting) % DEPTH] =
-            Frame { start: start as u32, len: len as u32, meta };
+            Frame { start: start as u32, len: len as u32, accepted_ns: now_ns, meta };
         self.waiting += 1;
         self.tail = next;
         Ok(())
@@ -136,7 +139,7 @@ mod tests {
                 _ => 60 + (seed >> 8) as usize % 200,
             };
             let byte = (seed >> 16) as u8;
-            match queue.push_with(&mut region, len, Meta::default(), |b| b.fill(byte)) {
+            match queue.push_with(&mut region, 0, len, Meta::default(), |b| b.fill(byte)) {
                 Ok(()) => {
                     expected.push_back((len, byte));
                     sent += 1;
@@ -165,11 +168,11 @@ mod tests {
         let mut region = vec![0u8; 4 * PAGE_SIZE];
         let mut queue = FrameQueue::new(region.len());
         assert_eq!(
-            queue.push_with(&mut region, 2 * PAGE_SIZE + 1, Meta::default(), |_| ()),
+            queue.push_with(&mut region, 0, 2 * PAGE_SIZE + 1, Meta::default(), |_| ()),
             Err(Refusal::TooLarge)
         );
         let mut taken = 0;
-        while queue.push_with(&mut region, 1024, Meta::default(), |_| ()).is_ok() {
+        while queue.push_with(&mut region, 0, 1024, Meta::default(), |_| ()).is_ok() {
             taken += 1;
         }
         assert_eq!(taken, 16);

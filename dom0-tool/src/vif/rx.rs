@@ -10,11 +10,15 @@ use drayage_wire::container::{Checksum, GsoKind, Meta};
 use drayage_wire::netif::{self, ExtraInfo, ExtraKind, RING_SLOTS, RxRequest, RxResponse, rx_flags, status};
 use drayage_wire::ring::{BackRing, Index, Overrun, SharedWords};
 
+use super::Connection;
 use super::counters::{Counters, hypercalls};
+use super::holds::Holds;
 use super::plain::FrameQueue;
-use crate::aggregate::{Aggregator, Refusal, Wrap};
+use crate::aggregate::{Aggregator, Closed, Refusal, Wrap};
+use crate::class::Classes;
 use crate::policy::{Policy, Reason};
 use crate::segment;
+use crate::slo::{Cause, Handed, Slo};
 use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
 
 /// What the guest takes, as it said when it connected.
@@ -112,6 +116,10 @@ pub struct Rx<P> {
     queue: Queue,
     accepts: Accepts,
     policy: Policy,
+    /// What is learned to keep a bound on delay, where the policy is one.
+    slo: Option<Slo>,
+    urgent: Classes,
+    holds: Holds,
     /// The most buffers that the guest had posted at a time.
     posted_most: u32,
     /// Chains that the running batch carries, the number of slots they take, and where their operations are.
@@ -123,16 +131,10 @@ pub struct Rx<P> {
 
 impl<P: SharedWords> Rx<P> {
     /// Attaches to the guest's ring. `region_bytes` is the size of the region that is later passed in.
-    pub fn new(
-        page: P,
-        domain: DomainId,
-        format: Format,
-        accepts: Accepts,
-        policy: Policy,
-        region_bytes: usize,
-    ) -> Self {
+    pub fn new(page: P, connection: &Connection, region_bytes: usize) -> Self {
+        let Connection { domain, rx_format, accepts, policy, urgent, .. } = *connection;
         let ring = BackRing::<netif::Rx, P>::attach(page);
-        let queue = match format {
+        let queue = match rx_format {
             Format::Plain => Queue::Plain(FrameQueue::new(region_bytes)),
             Format::Containers { size, wrap } => {
                 let size = policy.size_bytes().unwrap_or(size).min(size);
@@ -145,6 +147,9 @@ impl<P: SharedWords> Rx<P> {
             queue,
             accepts,
             policy,
+            slo: matches!(policy, Policy::Slo { .. }).then(|| Slo::new(policy.hold_ns())),
+            urgent,
+            holds: Holds::default(),
             posted_most: 1,
             emitted: 0,
             emitted_slots: 0,
@@ -161,12 +166,22 @@ impl<P: SharedWords> Rx<P> {
         }
     }
 
+    /// Returns how long packets were held.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
     /// Returns whether a frame of `len` bytes would be taken: a source that can wait asks first.
     pub fn has_room_for(&self, len: usize) -> bool {
         match &self.queue {
             Queue::Plain(frames) => frames.has_room_for(len),
-            Queue::Containers(open) => open.has_room_for(len),
+            Queue::Containers(open) => open.has_room_for(len) && !self.would_be_late(open),
         }
+    }
+
+    /// Returns whether so much is queued that another packet would be held for longer than the policy allows.
+    fn would_be_late(&self, open: &Aggregator) -> bool {
+        self.slo.as_ref().is_some_and(|slo| open.queued_bytes() >= slo.queue_bytes())
     }
 
     /// Takes a packet of `len` bytes that `fill` writes in place. It must need no change for this guest.
@@ -182,10 +197,30 @@ impl<P: SharedWords> Rx<P> {
         counters: &mut Counters,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), Refusal> {
+        if let Queue::Containers(open) = &self.queue
+            && self.would_be_late(open)
+        {
+            counters.drops.too_late += 1;
+            return Err(Refusal::NoRoom);
+        }
         let result = match &mut self.queue {
-            Queue::Containers(open) => open.push_with(region, now_ns, len, meta, fill),
+            Queue::Containers(open) => {
+                let (classes, mut urgent) = (self.urgent, false);
+                // Judged where it lies now, while its bytes are at hand.
+                let pushed = open.push_with(region, now_ns, len, meta, |bytes| {
+                    fill(bytes);
+                    urgent = classes.contain(bytes);
+                });
+                if urgent {
+                    open.hurry();
+                }
+                if let Some(slo) = &mut self.slo {
+                    slo.arrive();
+                }
+                pushed
+            }
             Queue::Plain(_) if len > PAGE_SIZE && !self.accepts.scatter => Err(Refusal::TooLarge),
-            Queue::Plain(frames) => frames.push_with(region, len, meta, fill),
+            Queue::Plain(frames) => frames.push_with(region, now_ns, len, meta, fill),
         };
         match result {
             Ok(()) => {
@@ -283,9 +318,17 @@ impl<P: SharedWords> Rx<P> {
         let available = self.available()?;
         let Queue::Containers(open) = &mut self.queue else { return Ok(Settled::Nothing) };
         let Some(since_ns) = open.open_since_ns() else { return Ok(Settled::Nothing) };
-        let until_ns = since_ns + self.policy.hold_ns();
+        let mut until_ns = since_ns + self.policy.hold_ns();
+        let mut enough = false;
+        if let Some(slo) = &mut self.slo {
+            slo.look(now_ns);
+            until_ns = since_ns + slo.hold_ns();
+            enough = open.open_packets() >= slo.target() || open.open_bytes() >= slo.queue_bytes();
+        }
         let reason = match self.policy {
+            _ if open.is_urgent() => Reason::Class,
             _ if now_ns >= until_ns => Reason::Deadline,
+            Policy::Slo { .. } if enough => Reason::Target,
             // The guest sleeps, or has given back all that it had; else it is to say when it has. A guest
             // that is just being given something is about to be busy, whatever it says.
             Policy::Opportunistic { .. }
@@ -393,8 +436,9 @@ impl<P: SharedWords> Rx<P> {
         None
     }
 
-    /// Answers the chains of the batch that was just copied. Returns whether the guest is to be notified.
-    pub fn complete(&mut self, ops: &[CopyOp], now_ns: u64, counters: &mut Counters) -> bool {
+    /// Answers the chains of the batch that was just copied, at `done_ns`. Returns whether the guest is to be
+    /// notified.
+    pub fn complete(&mut self, ops: &[CopyOp], done_ns: u64, counters: &mut Counters) -> bool {
         if self.emitted == 0 {
             return false;
         }
@@ -425,8 +469,15 @@ impl<P: SharedWords> Rx<P> {
                         counters.drops.bad_buffer += u64::from(closed.packets);
                         counters.guest_errors += 1;
                     }
-                    counters.longest_hold_ns =
-                        counters.longest_hold_ns.max(now_ns.saturating_sub(closed.opened_ns));
+                    let hold_ns = done_ns.saturating_sub(closed.opened_ns);
+                    counters.longest_hold_ns = counters.longest_hold_ns.max(hold_ns);
+                    counters.late.judge(hold_ns, self.policy.hold_ns());
+                    for (after_ns, packets) in open.stamps(&closed) {
+                        self.holds.count(hold_ns.saturating_sub(after_ns), packets);
+                    }
+                    if let Some(slo) = &mut self.slo {
+                        slo.learn(&handed(&closed, done_ns));
+                    }
                 }
                 open.release(self.emitted);
             }
@@ -436,6 +487,7 @@ impl<P: SharedWords> Rx<P> {
                     let slots = frame.len.div_ceil(PAGE_SIZE as u32) as usize;
                     let done = &ops[op..op + slots];
                     op += slots;
+                    self.holds.count(done_ns.saturating_sub(frame.accepted_ns), 1);
                     if !answers.frame(frame.meta, done) {
                         counters.drops.bad_buffer += 1;
                         counters.guest_errors += 1;
@@ -456,6 +508,17 @@ impl<P: SharedWords> Rx<P> {
     /// Returns the ring index of the next response, for tests and for a later owner of the ring.
     pub fn next_slot(&self) -> Index {
         self.ring.next_request()
+    }
+}
+
+/// Returns what a container that was handed over says about delays.
+fn handed(closed: &Closed, done_ns: u64) -> Handed {
+    Handed {
+        open_ns: closed.closed_ns.saturating_sub(closed.opened_ns),
+        wait_ns: done_ns.saturating_sub(closed.closed_ns),
+        queued_bytes: closed.queued_bytes as usize,
+        bytes: closed.bytes as usize,
+        cause: if closed.reason == Reason::Deadline { Cause::Deadline } else { Cause::Other },
     }
 }
 
