@@ -39,7 +39,8 @@ impl Cli {
 pub(crate) enum Command {
     /// Runs the daemon in the foreground.
     Run {
-        /// TOML file: socket, memory, realtime, [worker] busy_frames and holdoff_us, [attach] policy and urgent.
+        /// TOML file: socket, memory, realtime, [worker] threads, pin, busy_frames and holdoff_us, [attach] policy and
+        /// urgent.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Runs the data path under SCHED_FIFO, ahead of all ordinary processes.

@@ -12,6 +12,8 @@ use crate::memory::Pages;
 use crate::port::{Sent, Uplink};
 use crate::rules::Guard;
 use crate::switch::{Decision, Mac, PortId, Segment, Switch};
+use crate::trunk::queue::{Label, Share};
+use crate::trunk::{MAX_TRUNKS, Trunk};
 use crate::vif::holds::HoldTimes;
 use crate::vif::{Counters, Vif};
 
@@ -19,6 +21,9 @@ use crate::vif::{Counters, Vif};
 pub const MAX_GUESTS: usize = 256;
 /// Uplinks that can be open at a time.
 pub const MAX_UPLINKS: usize = 64;
+
+/// Ports of one worker, at most.
+pub(crate) const MAX_PORTS: usize = MAX_GUESTS + MAX_UPLINKS + MAX_TRUNKS;
 
 /// What an uplink did, counted from our point of view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,7 @@ pub(crate) struct Port<P> {
 pub(crate) enum Kind<P> {
     Guest { vif: Box<Vif<P>>, region: usize },
     Uplink { link: Box<dyn Uplink>, counters: UplinkCounters },
+    Trunk(Box<Trunk>),
 }
 
 /// The ports, the table that says where addresses are, and the memory in which frames wait for guests.
@@ -66,6 +72,16 @@ pub(crate) struct Origin {
     pub(crate) port: PortId,
     pub(crate) segment: Segment,
     pub(crate) guard: Guard,
+    pub(crate) via: Via,
+}
+
+/// How it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// From a port of this worker's.
+    Own,
+    /// From another worker, which has served all others already: it goes over no second trunk.
+    Trunk,
 }
 
 /// What became of a frame.
@@ -89,7 +105,7 @@ pub(crate) fn region_start(region: usize) -> usize {
 impl<P: SharedWords> Fabric<P> {
     pub(crate) fn new() -> Self {
         Self {
-            ports: Vec::with_capacity(MAX_GUESTS + MAX_UPLINKS),
+            ports: Vec::with_capacity(MAX_PORTS),
             switch: Switch::new(),
             regions: Pages::new(MAX_GUESTS * REGION_BYTES),
             free_regions: (0..MAX_GUESTS).rev().collect(),
@@ -99,7 +115,7 @@ impl<P: SharedWords> Fabric<P> {
     /// Returns a free port number. The list is only as long as it must be, for every pass walks over it.
     pub(crate) fn vacancy(&mut self) -> Option<PortId> {
         let at = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
-        if at == MAX_GUESTS + MAX_UPLINKS {
+        if at == MAX_PORTS {
             return None;
         }
         if at == self.ports.len() {
@@ -127,7 +143,7 @@ impl<P: SharedWords> Fabric<P> {
     pub(crate) fn vif_mut(&mut self, id: PortId) -> Option<(&mut Vif<P>, usize)> {
         match &mut self.port_mut(id)?.kind {
             Kind::Guest { vif, region } => Some((vif, *region)),
-            Kind::Uplink { .. } => None,
+            Kind::Uplink { .. } | Kind::Trunk(_) => None,
         }
     }
 
@@ -144,7 +160,7 @@ impl<P: SharedWords> Fabric<P> {
         }
         match self.switch.decide(from.port, from.segment, now_ns, frame) {
             Some(Decision::To(to)) if !self.may_reach(from, to) => Forwarded::Isolated,
-            Some(Decision::To(to)) => self.deliver(to, now_ns, frame, meta),
+            Some(Decision::To(to)) => self.deliver(to, from, Share::All, now_ns, frame, meta),
             Some(Decision::Flood) => self.flood(from, now_ns, frame, meta),
             Some(Decision::Nowhere) | None => Forwarded::Nobody,
         }
@@ -159,11 +175,14 @@ impl<P: SharedWords> Fabric<P> {
         let mut result = Forwarded::Nobody;
         for at in 0..self.ports.len() {
             let id = PortId(at as u16);
-            let hears = self.ports[at].as_ref().is_some_and(|port| port.segment == from.segment);
+            let hears = self.ports[at].as_ref().is_some_and(|port| match &port.kind {
+                Kind::Trunk(trunk) => trunk.reaches(from.segment),
+                _ => port.segment == from.segment,
+            });
             if id != from.port
                 && hears
                 && self.may_reach(from, id)
-                && self.deliver(id, now_ns, frame, meta) == Forwarded::Yes
+                && self.deliver(id, from, Share::Half, now_ns, frame, meta) == Forwarded::Yes
             {
                 result = Forwarded::Yes;
             }
@@ -171,7 +190,15 @@ impl<P: SharedWords> Fabric<P> {
         result
     }
 
-    fn deliver(&mut self, to: PortId, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+    fn deliver(
+        &mut self,
+        to: PortId,
+        from: &Origin,
+        share: Share,
+        now_ns: u64,
+        frame: &[u8],
+        meta: Meta,
+    ) -> Forwarded {
         let Some(port) = self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut) else {
             return Forwarded::Nobody;
         };
@@ -195,6 +222,10 @@ impl<P: SharedWords> Fabric<P> {
                 }
                 Sent::No => counters.send_drops += 1,
             },
+            Kind::Trunk(_) if from.via == Via::Trunk => return Forwarded::Nobody,
+            Kind::Trunk(trunk) => {
+                trunk.send(Label { segment: from.segment, privacy: from.guard.privacy, meta }, frame, share);
+            }
         }
         Forwarded::Yes
     }
@@ -203,7 +234,7 @@ impl<P: SharedWords> Fabric<P> {
     pub(crate) fn holds(&self, id: PortId) -> Option<HoldTimes> {
         match &self.ports.get(usize::from(id.0))?.as_ref()?.kind {
             Kind::Guest { vif, .. } => Some(vif.rx.holds().summary()),
-            Kind::Uplink { .. } => None,
+            Kind::Uplink { .. } | Kind::Trunk(_) => None,
         }
     }
 
@@ -211,7 +242,7 @@ impl<P: SharedWords> Fabric<P> {
     pub(crate) fn counters(&self, id: PortId) -> Option<Counters> {
         match &self.ports.get(usize::from(id.0))?.as_ref()?.kind {
             Kind::Guest { vif, .. } => Some(vif.counters),
-            Kind::Uplink { .. } => None,
+            Kind::Uplink { .. } | Kind::Trunk(_) => None,
         }
     }
 }

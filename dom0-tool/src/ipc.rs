@@ -16,6 +16,7 @@ use crate::control::views::{InterfaceStats, UplinkStats};
 use crate::port::generator::Report;
 use crate::port::sink::SinkCounters;
 use crate::rules::Rules;
+use crate::trunk::TrunkCounters;
 use crate::worker::WorkerCounters;
 
 /// Where the daemon listens unless it is told otherwise.
@@ -89,8 +90,26 @@ pub struct Stats {
     pub interfaces: Vec<InterfaceStats>,
     /// Of each uplink.
     pub uplinks: Vec<UplinkStats>,
-    /// Of the loop.
+    /// Of all workers together.
     pub worker: WorkerCounters,
+    /// Of each worker.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// A worker in `stats`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// The processor that it is held to.
+    pub cpu: Option<usize>,
+    /// The guests that it serves.
+    pub guests: usize,
+    /// The uplinks that it has.
+    pub uplinks: usize,
+    /// What it did.
+    #[serde(flatten)]
+    pub counters: WorkerCounters,
+    /// What went between it and the others.
+    pub trunks: TrunkCounters,
 }
 
 /// What was generated.

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod aggregate;
+pub mod bell;
 pub mod class;
 pub mod clock;
 pub mod control;
@@ -21,6 +22,7 @@ pub mod slo;
 pub mod store;
 pub mod switch;
 pub mod table;
+pub mod trunk;
 pub mod vif;
 pub mod worker;
 pub mod xen;

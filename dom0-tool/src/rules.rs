@@ -54,6 +54,11 @@ impl Guard {
         Self { locked: rules.locked_mac.then_some(mac), privacy }
     }
 
+    /// Returns the guard of a port of another worker's, which has looked at addresses already.
+    pub fn of_another(privacy: Privacy) -> Self {
+        Self { locked: None, privacy }
+    }
+
     /// Returns whether a frame may come from here.
     pub fn admits(self, frame: &[u8]) -> bool {
         self.locked.is_none_or(|mac| frame.get(6..12) == Some(&mac.0[..]))

@@ -150,6 +150,16 @@ impl Switch {
         }
     }
 
+    /// Forgets where an address is, if it is behind this port.
+    pub fn unpin(&mut self, port: PortId, segment: Segment, mac: Mac) {
+        let key = key(segment, mac);
+        for entry in &mut self.buckets[bucket(key)] {
+            if entry.key == key && entry.port == port {
+                *entry = NONE;
+            }
+        }
+    }
+
     /// Forgets all addresses behind a port.
     pub fn forget(&mut self, port: PortId) {
         for entry in self.buckets.iter_mut().flatten() {

@@ -123,6 +123,21 @@ pub fn stats(stats: &Stats) -> String {
         text.push_str(&table.trim_fmt());
         text.push('\n');
     }
+    if stats.workers.len() > 1 {
+        let header =
+            ["worker", "cpu", "guests", "uplinks", "passes", "sleeps", "to others", "full", "from others"];
+        let mut table = table(&[&header[..], &["no destination", "isolated", "rings"]].concat());
+        for (number, one) in stats.workers.iter().enumerate() {
+            let (c, t) = (&one.counters, &one.trunks);
+            let cpu = one.cpu.map_or("-".into(), |cpu| cpu.to_string());
+            let held = [one.guests as u64, one.uplinks as u64, c.passes, c.sleeps];
+            let moved = [t.sent, t.queue_full, t.received, t.no_destination, t.isolated, t.rings];
+            let numbers = held.iter().chain(&moved).map(u64::to_string);
+            table.add_row([number.to_string(), cpu].into_iter().chain(numbers));
+        }
+        text.push_str(&table.trim_fmt());
+        text.push('\n');
+    }
     let w = &stats.worker;
     text.push_str(&format!(
         "loop: passes {}, sleeps {}, batches of grant copies {}, grant copies {}",

@@ -1,10 +1,12 @@
 //! The data path's loop body: one pass over everything that has work, bounded, without allocating.
 //!
-//! A pass takes what guests sent, then what came in from uplinks, then lets the generator write, and last
-//! hands over what is ready, with one batch of grant copies for all guests together and one event for each.
+//! A pass takes what guests sent, then what came in from uplinks and from other workers, then lets the generator
+//! write, and last hands over what is ready, with one batch of grant copies for all guests together and one
+//! event for each.
 //! It tells its caller when the next pass is due. It knows no xenstore, and neither waits nor makes threads.
 
 mod stream;
+pub mod trunks;
 
 use std::os::fd::BorrowedFd;
 
@@ -14,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
 use crate::clock::Clock;
-use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, region_start};
-use crate::port::{Batch, Uplink};
+use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, Via, region_start};
+use crate::port::{Batch, MAX_FRAME_BYTES, Uplink};
 use crate::rules::Guard;
 use crate::switch::{PortId, Segment};
 use crate::vif::holds::HoldTimes;
@@ -82,6 +84,15 @@ pub struct WorkerCounters {
     pub sleeps: u64,
 }
 
+impl std::ops::AddAssign for WorkerCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.passes += other.passes;
+        self.copy_batches += other.copy_batches;
+        self.copies += other.copies;
+        self.sleeps += other.sleeps;
+    }
+}
+
 /// Why an interface could not be connected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -101,6 +112,9 @@ pub struct Worker<X: Xen, C> {
     fabric: Fabric<X::Page>,
     scratch: Scratch,
     batch: Batch,
+    /// The ports that are trunks, and room for a frame of one.
+    trunks: Vec<PortId>,
+    landing: Box<[u8; MAX_FRAME_BYTES]>,
     manifest: Box<Manifest>,
     tx_ops: Vec<CopyOp>,
     rx_ops: Vec<CopyOp>,
@@ -122,6 +136,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             fabric: Fabric::new(),
             scratch: Scratch::new(SCRATCH_BYTES),
             batch: Batch::new(),
+            trunks: Vec::new(),
+            landing: Box::new([0; MAX_FRAME_BYTES]),
             manifest: Box::new(Manifest::new()),
             tx_ops: Vec::with_capacity(BATCH_OPS),
             rx_ops: Vec::with_capacity(BATCH_OPS),
@@ -174,7 +190,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     pub fn uplink_descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.fabric.ports.iter().flatten().filter_map(|port| match &port.kind {
             Kind::Uplink { link, .. } => link.descriptor(),
-            Kind::Guest { .. } => None,
+            Kind::Guest { .. } | Kind::Trunk(_) => None,
         })
     }
 
@@ -182,7 +198,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     pub fn uplink_counters(&self, id: PortId) -> Option<UplinkCounters> {
         match &self.fabric.ports.get(usize::from(id.0))?.as_ref()?.kind {
             Kind::Uplink { counters, .. } => Some(*counters),
-            Kind::Guest { .. } => None,
+            Kind::Guest { .. } | Kind::Trunk(_) => None,
         }
     }
 
@@ -312,6 +328,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let (frames, left) = self.take_from_uplinks(now_ns);
             busy += frames;
             again |= left == Left::Some;
+            let (frames, left) = self.take_from_trunks(now_ns);
+            busy += frames;
+            again |= left == Left::Some;
+            self.publish_trunks();
         }
         let mut stream = self.generate(now_ns);
         let handed = self.hand_over(now_ns);
@@ -333,6 +353,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         if self.put_off_until_ns > now_ns {
             when = earlier(when, Wish::At(self.put_off_until_ns));
             uplinks = Uplinks::PutOff;
+        } else if busy >= self.settings.busy_frames {
+            // Without a hold-off, who was busy is looked at again at once: nobody asked to be told.
+            when = Wish::Now;
         }
         Next { when, uplinks }
     }
@@ -395,7 +418,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             // The sender is out of the list while its frames are handed to others.
             let Some(mut port) = self.fabric.ports[at].take() else { continue };
             if let Kind::Guest { vif, .. } = &mut port.kind {
-                let from = Origin { port: PortId(at as u16), segment: port.segment, guard: port.guard };
+                let from = Origin {
+                    port: PortId(at as u16),
+                    segment: port.segment,
+                    guard: port.guard,
+                    via: Via::Own,
+                };
                 let fabric = &mut self.fabric;
                 let Vif { tx, subscriptions, counters, .. } = &mut **vif;
                 let each = |frame: &[u8], meta, counters: &mut Counters| {
@@ -448,7 +476,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 }
                 frames += self.batch.len();
                 counters.batches += u64::from(!self.batch.is_empty());
-                let from = Origin { port: PortId(at as u16), segment: port.segment, guard: port.guard };
+                let from = Origin {
+                    port: PortId(at as u16),
+                    segment: port.segment,
+                    guard: port.guard,
+                    via: Via::Own,
+                };
                 for (frame, meta) in self.batch.frames() {
                     counters.received += 1;
                     counters.received_bytes += frame.len() as u64;

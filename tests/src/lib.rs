@@ -5,6 +5,7 @@ pub mod back;
 pub mod cable;
 pub mod connector;
 pub mod control;
+pub mod fleet;
 pub mod hand;
 pub mod host;
 pub mod probe;

@@ -1,82 +1,71 @@
-//! The data path's thread: it runs passes, and sleeps when there is nothing to do.
+//! A thread of the data path: it runs the passes of one worker, and sleeps when there is nothing to do.
 //!
-//! Who wants something of the worker sends it a function; an eventfd wakes it for that. It knows no xenstore.
+//! Who wants something of the worker sends it a function; a bell wakes it for that. It knows no xenstore, and
+//! not that there may be others.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::UplinkCounters;
+use crate::bell::Bell;
 use crate::clock::Monotonic;
-use crate::control::plane::DataPlane;
-use crate::port::Uplink;
-use crate::switch::{PortId, Segment};
-use crate::vif::holds::HoldTimes;
 use crate::vif::rx::Wish;
-use crate::vif::{Connection, Counters, Fault};
-use crate::worker::{ConnectError, Uplinks, Worker};
+use crate::worker::{Uplinks, Worker};
 use crate::xen::{Linux, Xen};
 
-/// The worker of the daemon.
+/// A worker of the daemon.
 pub(super) type LinuxWorker = Worker<Linux, Monotonic>;
 type Job = Box<dyn FnOnce(&mut LinuxWorker) + Send>;
 
-/// A handle on the data path's thread; clones are the same thread.
-#[derive(Clone)]
+/// The handle on a thread of the data path, which ends with it.
 pub(super) struct DataThread {
     /// There until the handle is dropped.
     jobs: Option<Sender<Job>>,
     bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// What wakes the thread for a job.
-struct Bell {
-    rung: AtomicBool,
-    event: OwnedFd,
-}
-
-impl Bell {
-    fn ring(&self) {
-        self.rung.store(true, Ordering::Release);
-        // A full counter is a bell that rings already.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-    }
-
-    fn take(&self) -> bool {
-        // A plain load first: this is asked in every pass.
-        if !self.rung.load(Ordering::Acquire) {
-            return false;
-        }
-        self.rung.store(false, Ordering::Release);
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.event, &mut count);
-        true
-    }
-}
-
-/// Starts the thread. It ends when all handles are gone. `on_fault` is called when the worker noticed a guest
-/// that broke the protocol.
+/// Starts a thread, on one processor if `cpu` names one. `on_fault` is called when the worker noticed a guest that
+/// broke the protocol.
 ///
 /// # Errors
-/// When the system gives no eventfd or no thread.
+/// When the system gives no thread, or there is no such processor.
 pub(super) fn start(
     mut worker: LinuxWorker,
+    bell: Arc<Bell>,
+    name: String,
+    cpu: Option<usize>,
     mut on_fault: impl FnMut() + Send + 'static,
-) -> io::Result<(DataThread, JoinHandle<()>)> {
-    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let bell = Arc::new(Bell { rung: AtomicBool::new(false), event });
+) -> io::Result<DataThread> {
     let (jobs, inbox) = channel();
     let ours = bell.clone();
-    let thread = std::thread::Builder::new().name("data".into()).spawn(move || {
+    let (tell, started) = channel();
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let pinned = cpu.map_or(Ok(()), pin);
+        let stop = pinned.is_err();
+        // Whoever started us waits for this.
+        let _ = tell.send(pinned);
         super::realtime::exact_timers();
-        while serve(&mut worker, &inbox, &ours, &mut on_fault) {}
+        if !stop {
+            while serve(&mut worker, &inbox, &ours, &mut on_fault) {}
+        }
     })?;
-    Ok((DataThread { jobs: Some(jobs), bell }, thread))
+    started.recv().map_err(io::Error::other)??;
+    Ok(DataThread { jobs: Some(jobs), bell, thread: Some(thread) })
+}
+
+/// Holds the calling thread to one processor.
+fn pin(cpu: usize) -> io::Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Runs one pass and what follows it. Returns whether to go on.
@@ -113,7 +102,7 @@ fn serve(worker: &mut LinuxWorker, inbox: &Receiver<Job>, bell: &Bell, on_fault:
 fn sleep(worker: &LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Option<&Timespec>) {
     /// More than these are looked at when something else wakes us, or every so often.
     const MOST: usize = 2 + crate::MAX_UPLINKS;
-    let mut list: [PollFd<'_>; MOST] = std::array::from_fn(|_| PollFd::new(&bell.event, PollFlags::IN));
+    let mut list: [PollFd<'_>; MOST] = std::array::from_fn(|_| PollFd::new(bell, PollFlags::IN));
     let mut used = 1;
     if let Some(events) = worker.xen().event_descriptor() {
         list[used] = PollFd::from_borrowed_fd(events, PollFlags::IN);
@@ -148,54 +137,11 @@ impl DataThread {
 
 impl Drop for DataThread {
     fn drop(&mut self) {
-        // Before the bell: the thread ends when it looks and finds that the last handle is gone.
+        // Before the bell: the thread ends when it looks and finds that the handle is gone.
         self.jobs = None;
         self.bell.ring();
-    }
-}
-
-impl DataPlane for DataThread {
-    fn connect(&mut self, segment: Segment, connection: Connection) -> Result<PortId, ConnectError> {
-        self.run(move |worker| worker.connect(segment, &connection)).unwrap_or(Err(ConnectError::NoRoom))
-    }
-    fn disconnect(&mut self, port: PortId) -> Option<Counters> {
-        self.run(move |worker| worker.disconnect(port))?
-    }
-    fn counters(&mut self, port: PortId) -> Option<Counters> {
-        self.run(move |worker| worker.counters(port))?
-    }
-    fn holds(&mut self, port: PortId) -> Option<HoldTimes> {
-        self.run(move |worker| worker.holds(port))?
-    }
-    fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
-        self.run(move |worker| worker.add_uplink(segment, link))?
-    }
-    fn remove_uplink(&mut self, port: PortId) {
-        self.run(move |worker| worker.remove_uplink(port));
-    }
-    fn uplink_counters(&mut self, port: PortId) -> Option<UplinkCounters> {
-        self.run(move |worker| worker.uplink_counters(port))?
-    }
-    fn take_faults(&mut self) -> Vec<(PortId, Fault)> {
-        self.run(Worker::take_faults).unwrap_or_default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bell_rings_until_it_is_taken() {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        let bell = Bell { rung: AtomicBool::new(false), event };
-        assert!(!bell.take());
-        bell.ring();
-        bell.ring();
-        let mut list = [PollFd::new(&bell.event, PollFlags::IN)];
-        let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
-        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 1);
-        assert!(bell.take() && !bell.take());
-        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 0, "it is silent again");
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }

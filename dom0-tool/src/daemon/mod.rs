@@ -1,4 +1,4 @@
-//! The daemon: the data path's thread, the control side on the main thread, and a thread for each connection
+//! The daemon: the data path's threads, the control side on the main thread, and a thread for each connection
 //! of the command line's.
 //!
 //! It starts and ends things, and knows none of them from within.
@@ -6,6 +6,7 @@
 mod data;
 mod realtime;
 mod server;
+mod threads;
 
 use std::fmt::Display;
 use std::os::unix::net::UnixListener;
@@ -28,9 +29,10 @@ use crate::policy::Policy;
 use crate::port::generator::{MAX_FRAME_BYTES, MIN_FRAME_BYTES, Stream};
 use crate::store::client::{Client, Notice};
 use crate::switch::Mac;
-use crate::worker::{BATCH_OPS, Settings, Target, Worker};
-use crate::xen::{DomainId, Linux, OpenError};
-use data::DataThread;
+use crate::worker::{Target, WorkerCounters};
+use crate::xen::{DomainId, OpenError};
+use threads::DataThreads;
+pub use threads::Workers;
 
 /// Where attachments are remembered unless the configuration says otherwise. Not over a reboot of the host:
 /// its guests do not survive that either.
@@ -48,8 +50,8 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// Where attachments are remembered.
     pub memory: Option<PathBuf>,
-    /// How the loop trades delay for wake-ups.
-    pub worker: Settings,
+    /// How many workers there are, where they run, and how they trade delay for wake-ups.
+    pub worker: Workers,
     /// Whether the data path runs under `SCHED_FIFO`.
     pub realtime: bool,
     /// What holds for an attachment that does not say otherwise.
@@ -94,11 +96,10 @@ enum Event {
     Stop(i32),
 }
 
-type DaemonManager = Manager<Client, DataThread>;
+type DaemonManager = Manager<Client, DataThreads>;
 
 struct Daemon {
     manager: DaemonManager,
-    data: DataThread,
     clock: Monotonic,
     defaults: Defaults,
     /// Requests to detach that wait for the frontend.
@@ -121,13 +122,10 @@ pub fn run(config: &Config) -> Result<(), Failure> {
 /// Runs the daemon on its socket.
 fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), Failure> {
     let (tell, events) = channel();
-    let linux = Linux::open(BATCH_OPS).map_err(not_xen)?;
-    let worker = Worker::new(linux, Monotonic, config.worker);
     let to_main = tell.clone();
-    let (data, thread) = data::start(worker, move || drop(to_main.send(Event::Fault)))
-        .map_err(|error| Failure::new(FailureKind::Other, format!("starting the data path: {error}")))?;
+    let data = threads::start(&config.worker, move || drop(to_main.send(Event::Fault)))?;
     if config.realtime {
-        data.run(|_| realtime::enter()).unwrap_or(Ok(()))?;
+        data.enter_realtime()?;
     }
     let to_main = tell.clone();
     let store = Client::connect(move |notice| drop(to_main.send(Event::Store(notice)))).map_err(|error| {
@@ -137,17 +135,14 @@ fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), F
     })?;
     let own = store.own_domain()?;
     let memory = Memory::in_file(config.memory.clone().unwrap_or_else(|| DEFAULT_MEMORY.into()));
-    let manager = Manager::new(store, data.clone(), own, memory)?;
+    let manager = Manager::new(store, data, own, memory)?;
     let defaults = config.attach;
-    let mut daemon = Daemon { manager, data, clock: Monotonic, defaults, detaching: Vec::new() };
+    let mut daemon = Daemon { manager, clock: Monotonic, defaults, detaching: Vec::new() };
     daemon.manager.recall(Monotonic.now_ns())?;
     stop_on_signals(tell.clone())?;
     server::serve(listener, tell);
     tracing::info!("ready: serving as domain {own}, listening on {}", socket.display());
-    let result = daemon.work(&events);
-    drop(daemon);
-    let _ = thread.join();
-    result
+    daemon.work(&events)
 }
 
 fn not_xen(error: OpenError) -> Failure {
@@ -257,12 +252,14 @@ impl Daemon {
     }
 
     fn stats(&mut self) -> Reply {
-        let stats = Stats {
-            interfaces: self.manager.stats(),
-            uplinks: self.manager.uplinks(),
-            worker: self.data.run(|worker| worker.worker_counters()).unwrap_or_default(),
-        };
-        to_reply(stats)
+        let interfaces = self.manager.stats();
+        let uplinks = self.manager.uplinks();
+        let workers = self.manager.data().stats();
+        let mut worker = WorkerCounters::default();
+        for one in &workers {
+            worker += one.counters;
+        }
+        to_reply(Stats { interfaces, uplinks, worker, workers })
     }
 
     /// Starts a stream; the reply is sent when it ends.
@@ -304,8 +301,7 @@ impl Daemon {
             rate,
         };
         let (tell, done) = channel();
-        let started = self.data.run(move |worker| worker.start_stream(&stream, target, tell));
-        if started != Some(true) {
+        if !self.manager.data().start_stream(stream, target, tell) {
             let message = "the generator is at work already; wait until it has finished";
             return Err(Failure::new(FailureKind::Taken, message));
         }
@@ -394,7 +390,7 @@ mod tests {
     #[test]
     fn a_configuration_is_read_and_its_mistakes_are_named() {
         let config: Config = toml::from_str("socket = \"/tmp/d\"\n[worker]\nholdoff_us = 50").unwrap();
-        assert_eq!(config.worker, Settings { holdoff_us: 50, ..Settings::default() });
+        assert_eq!((config.worker.settings.holdoff_us, config.worker.threads), (50, 1));
         let config: Config =
             toml::from_str("realtime = true\n[attach]\npolicy = \"slo:delay=500\"\nurgent = \"none\"")
                 .unwrap();

@@ -1,0 +1,91 @@
+//! What wakes a thread of the data path: for a job, or for frames of another worker.
+//!
+//! It knows an eventfd, and not who rings for what.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// A bell. It stays rung until it is taken.
+#[derive(Debug)]
+pub struct Bell {
+    rung: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Bell {
+    /// Makes a silent bell.
+    ///
+    /// # Errors
+    /// When the system gives no eventfd.
+    pub fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { rung: AtomicBool::new(false), event })
+    }
+
+    /// Rings it.
+    pub fn ring(&self) {
+        // A full counter is a bell that rings already. The flag comes last: who takes it also empties the
+        // counter, so that nobody finds the descriptor readable and nothing to take, again and again.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        self.rung.store(true, Ordering::Release);
+    }
+
+    /// Returns whether it was rung since this was last asked.
+    pub fn take(&self) -> bool {
+        // A plain load first: this is asked in every pass.
+        if !self.rung.load(Ordering::Acquire) {
+            return false;
+        }
+        self.rung.store(false, Ordering::Release);
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.event, &mut count);
+        true
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    #[test]
+    fn a_bell_rings_until_it_is_taken() {
+        let bell = Bell::new().unwrap();
+        assert!(!bell.take());
+        bell.ring();
+        bell.ring();
+        let mut list = [PollFd::new(&bell, PollFlags::IN)];
+        let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 1);
+        assert!(bell.take() && !bell.take());
+        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 0, "it is silent again");
+    }
+
+    #[test]
+    fn a_bell_that_others_ring_falls_silent() {
+        let bell = std::sync::Arc::new(Bell::new().unwrap());
+        let ringing: Vec<_> = (0..2)
+            .map(|_| {
+                let bell = bell.clone();
+                std::thread::spawn(move || (0..20_000).for_each(|_| bell.ring()))
+            })
+            .collect();
+        while !ringing.iter().all(|thread| thread.is_finished()) {
+            bell.take();
+        }
+        ringing.into_iter().for_each(|thread| thread.join().unwrap());
+        bell.take();
+        let mut list = [PollFd::new(&*bell, PollFlags::IN)];
+        let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 0, "what is readable can be taken");
+    }
+}
