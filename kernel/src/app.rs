@@ -2,6 +2,8 @@
 //! a line in [`KINDS`]; it knows sockets, a clock and a console, and no machine.
 
 mod echo;
+mod forward;
+mod line;
 mod sink;
 mod source;
 
@@ -12,13 +14,33 @@ use crate::settings::{Key, SettingError, Words};
 
 /// The apps of this image, by the name that `app=` has; the first is the default.
 pub static KINDS: &[AppKind] = &[
-    AppKind { name: "echo", keys: &[echo::PORT], spread: Spread::EveryInterface, configure: echo::configure },
-    AppKind { name: "sink", keys: &[sink::PORT], spread: Spread::EveryInterface, configure: sink::configure },
+    AppKind {
+        name: "echo",
+        keys: &[echo::PORT],
+        spread: Spread::EveryInterface,
+        role: Role::Host,
+        configure: echo::configure,
+    },
+    AppKind {
+        name: "sink",
+        keys: &[sink::PORT],
+        spread: Spread::EveryInterface,
+        role: Role::Host,
+        configure: sink::configure,
+    },
     AppKind {
         name: "source",
         keys: &[source::TO, source::SIZE, source::RATE, source::COUNT],
         spread: Spread::FirstInterface,
+        role: Role::Host,
         configure: source::configure,
+    },
+    AppKind {
+        name: "forward",
+        keys: &[forward::PORT],
+        spread: Spread::EveryInterface,
+        role: Role::Router,
+        configure: forward::configure,
     },
 ];
 
@@ -54,6 +76,8 @@ pub struct AppKind {
     pub keys: &'static [Key],
     /// Where it runs.
     pub spread: Spread,
+    /// What the guest does with packets that are not for itself.
+    pub role: Role,
     /// Reads its settings.
     pub configure: fn(&Words<'_>) -> Result<Starter, SettingError>,
 }
@@ -65,4 +89,13 @@ pub enum Spread {
     EveryInterface,
     /// The one with number 0.
     FirstInterface,
+}
+
+/// What a guest does with packets that are not for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes no notice of them.
+    Host,
+    /// It passes them on between the interfaces 0 and 1.
+    Router,
 }

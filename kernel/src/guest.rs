@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use drayage_kernel::app::Role;
 use drayage_kernel::net::{Change, Machine};
 use drayage_kernel::settings::{Direction, Settings};
 use drayage_netfront::platform::{DomainId, StoreError};
@@ -40,6 +41,10 @@ impl Guest {
             tx_containers: wanted(settings.containers.tx),
             ..Options::default()
         };
+        if settings.app.role == Role::Router {
+            // What comes in as one large segment could only leave as several.
+            options.segments = Use::Never;
+        }
         if let Some(bytes) = settings.container_bytes {
             options.rx_container_max_bytes = bytes;
         }
@@ -136,6 +141,16 @@ impl Machine for Guest {
 
     fn nic(&mut self, number: u32) -> Option<&mut Vif<Xen>> {
         self.netfront.vif_mut(number)
+    }
+
+    fn nics(&mut self, numbers: [u32; 2]) -> [Option<&mut Vif<Xen>>; 2] {
+        let mut found = [None, None];
+        for vif in self.netfront.vifs_mut() {
+            if let Some(at) = numbers.iter().position(|number| *number == vif.handle()) {
+                found[at] = Some(vif);
+            }
+        }
+        found
     }
 
     fn sleep(&mut self, until_ns: Option<u64>) {

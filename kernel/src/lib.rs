@@ -8,6 +8,7 @@ extern crate alloc;
 pub mod app;
 pub mod console_ring;
 pub mod control;
+mod forward;
 pub mod grant_refs;
 pub mod memory_plan;
 pub mod net;

@@ -7,9 +7,11 @@ mod io;
 mod link;
 mod nic;
 mod run;
+mod transit;
 mod vif;
 mod watch;
 
+pub use crate::forward::Routed;
 pub use io::{Datagram, Net, TcpHandle, Udp, UdpHandle};
 pub use nic::{Counters, Nic, Rearmed};
 pub use run::{Change, Ended, Machine, run};
@@ -32,5 +34,7 @@ pub const TCP_BYTES: usize = 128 << 10;
 mod allocation;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod routing;
 #[cfg(test)]
 mod tests;

@@ -42,4 +42,12 @@ impl Machine for Pc {
     fn nic(&mut self, number: u32) -> Option<&mut VirtioNic> {
         (number == 0).then_some(&mut self.nic)
     }
+
+    fn nics(&mut self, numbers: [u32; 2]) -> [Option<&mut VirtioNic>; 2] {
+        match numbers {
+            [0, _] => [Some(&mut self.nic), None],
+            [_, 0] => [None, Some(&mut self.nic)],
+            _ => [None, None],
+        }
+    }
 }

@@ -23,7 +23,7 @@ pub const MAX_INTERFACES: usize = 8;
 pub const MAX_ADDRESSES: usize = 4;
 
 /// `app=`
-const APP: Key = Key { name: "app", form: "echo, sink or source" };
+const APP: Key = Key { name: "app", form: "echo, sink, source or forward" };
 /// `ip=`
 const IP: Key = Key {
     name: "ip",

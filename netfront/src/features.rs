@@ -24,6 +24,8 @@ pub struct Options {
     pub rx_container_max_bytes: usize,
     /// Whether TCP super-frames are sent to backends that take them.
     pub tcp_segmentation: Use,
+    /// Whether TCP segments larger than the MTU are received.
+    pub segments: Use,
 }
 
 /// Whether something that a backend offers is taken.
@@ -42,6 +44,7 @@ impl Default for Options {
             tx_containers: Use::Offered,
             rx_container_max_bytes: MAX_RX_BYTES,
             tcp_segmentation: Use::Offered,
+            segments: Use::Offered,
         }
     }
 }
@@ -61,6 +64,7 @@ pub struct Agreed {
     pub(crate) channels: Channels,
     pub(crate) rx: rx::Mode,
     pub(crate) tx: tx::Terms,
+    pub(crate) segments: Use,
 }
 
 impl Agreed {
@@ -124,7 +128,8 @@ pub(crate) fn agree(store: &impl Store, backend: &str, options: Options) -> Opti
     // A super-frame's checksum is blank by its nature.
     let gso_v4 = flag(keys::FEATURE_GSO_TCPV4) && blank_v4 && options.tcp_segmentation == Use::Offered;
     let channels = if flag(keys::FEATURE_SPLIT_EVENT_CHANNELS) { Channels::Split } else { Channels::Shared };
-    Some(Agreed { channels, rx, tx: tx::Terms { mode, blank_v4, blank_v6, gso_v4 } })
+    let segments = options.segments;
+    Some(Agreed { channels, rx, tx: tx::Terms { mode, blank_v4, blank_v6, gso_v4 }, segments })
 }
 
 /// What the frontend's directory is to hold: a value for each key, or `None` for one that must not be there,
@@ -132,16 +137,13 @@ pub(crate) fn agree(store: &impl Store, backend: &str, options: Options) -> Opti
 pub(crate) type Details = Vec<(&'static str, Option<String>)>;
 
 /// Returns what says that received frames are copied and which of the stock features we take.
-pub(crate) fn stock_details() -> Details {
-    let on = [
-        keys::REQUEST_RX_COPY,
-        keys::FEATURE_RX_NOTIFY,
-        keys::FEATURE_SG,
-        keys::FEATURE_GSO_TCPV4,
-        keys::FEATURE_GSO_TCPV6,
-        keys::FEATURE_IPV6_CSUM_OFFLOAD,
-    ];
+pub(crate) fn stock_details(agreed: &Agreed) -> Details {
+    let on =
+        [keys::REQUEST_RX_COPY, keys::FEATURE_RX_NOTIFY, keys::FEATURE_SG, keys::FEATURE_IPV6_CSUM_OFFLOAD];
     let mut details: Details = on.iter().map(|key| (*key, Some("1".to_string()))).collect();
+    let segments = (agreed.segments == Use::Offered).then(|| "1".to_string());
+    details.push((keys::FEATURE_GSO_TCPV4, segments.clone()));
+    details.push((keys::FEATURE_GSO_TCPV6, segments));
     // Blank checksums over IPv4 are taken, too.
     details.push((keys::FEATURE_NO_CSUM_OFFLOAD, None));
     details

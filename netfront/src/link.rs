@@ -91,7 +91,7 @@ impl<P: Platform + Clone> Link<P> {
 
 impl<P: Platform> Link<P> {
     fn share(&mut self, peer: DomainId) -> Result<Details, Refused> {
-        let mut details = stock_details();
+        let mut details = stock_details(&self.agreed);
         details.push((keys::TX_RING_REF, Some(self.tx.open(peer, self.agreed.tx)?.to_string())));
         details.push((keys::RX_RING_REF, Some(self.rx.open(peer, self.agreed.rx)?.to_string())));
         let rx = self.platform.alloc_unbound(peer)?;

@@ -8,6 +8,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::socket::udp::UdpMetadata;
 use smoltcp::time::Duration;
 
+use super::line::Line;
 use super::{App, Next, Starter};
 use crate::net::{Counters, Net, TcpHandle, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
@@ -20,8 +21,6 @@ const CONNECTIONS: usize = 4;
 const REPORT_INTERVAL_NS: u64 = 1_000_000_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest line: its words, and ten numbers of twenty digits.
-const LINE_BYTES: usize = 400;
 /// Requests that are answered in one turn.
 const ANSWERS: usize = 8;
 
@@ -199,32 +198,5 @@ impl fmt::Display for Report {
         write!(f, " packets_per_container={}.{:02}", hundredths / 100, hundredths % 100)?;
         write!(f, " frames={} dropped={dropped} dropped_by_nic={}", nic.rx_frames, nic.rx_dropped)?;
         write!(f, " first_ns={} last_ns={}", counted.first_ns, counted.last_ns)
-    }
-}
-
-/// A line of text without a heap.
-struct Line {
-    bytes: [u8; LINE_BYTES],
-    len: usize,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Self { bytes: [0; LINE_BYTES], len: 0 }
-    }
-}
-
-impl Line {
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let free = self.bytes.get_mut(self.len..self.len + text.len()).ok_or(fmt::Error)?;
-        free.copy_from_slice(text.as_bytes());
-        self.len += text.len();
-        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use smoltcp::time::Instant;
 
 use super::nic::{Counters, Nic, Rearmed};
 use super::run::{Change, Ended, Machine, run};
+use crate::app::Role;
 use crate::control::Request;
 use crate::seed::{Seed, SeedSource};
 use crate::settings::Settings;
@@ -77,9 +78,13 @@ impl Nic for Tape {
 /// A machine on which a burst arrives in every sleep.
 struct Deck {
     tape: Tape,
+    /// Where a neighbour looks for the guest.
+    other: Tape,
     now_ns: u64,
     bursts: usize,
-    is_up: bool,
+    /// Interfaces that are up.
+    up: u32,
+    interfaces: u32,
 }
 
 impl Machine for Deck {
@@ -91,21 +96,28 @@ impl Machine for Deck {
     }
 
     fn next_change(&mut self) -> Option<Change> {
-        if !self.is_up {
-            self.is_up = true;
-            return Some(Change::Up(0));
+        if self.up < self.interfaces {
+            self.up += 1;
+            return Some(Change::Up(self.up - 1));
         }
         (self.bursts == 0 && self.tape.left == 0).then_some(Change::Stop(Request::PowerOff))
     }
 
-    fn nic(&mut self, _: u32) -> Option<&mut Tape> {
-        Some(&mut self.tape)
+    fn nic(&mut self, number: u32) -> Option<&mut Tape> {
+        [&mut self.tape, &mut self.other].into_iter().nth(number as usize)
+    }
+
+    fn nics(&mut self, numbers: [u32; 2]) -> [Option<&mut Tape>; 2] {
+        match numbers {
+            [0, _] => [Some(&mut self.tape), Some(&mut self.other)],
+            _ => [Some(&mut self.other), Some(&mut self.tape)],
+        }
     }
 
     fn sleep(&mut self, _: Option<u64>) {
         // Long enough for timers to run out and for the counters to be printed.
         self.now_ns += 1_500_000_000;
-        self.tape.left = 1000;
+        (self.tape.left, self.other.left) = (1000, 1);
         self.bursts -= 1;
     }
 }
@@ -133,17 +145,27 @@ fn arp_reply() -> Vec<u8> {
     frame
 }
 
+/// Returns the question of 10.0.1.2 for the address of 10.0.1.1.
+fn arp_request() -> Vec<u8> {
+    let mut frame = Vec::from([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 3]);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 3, 10, 0, 1, 2]);
+    frame.extend([0, 0, 0, 0, 0, 0, 10, 0, 1, 1]);
+    frame
+}
+
 /// Runs an app over a number of bursts; returns the allocations, what was sent, and the console.
 fn measure(line: &str, bursts: usize, frames: Vec<Vec<u8>>) -> (u64, u64, String) {
     let settings = Settings::parse(line).unwrap();
-    let tape = Tape { frames, at: 0, left: 0, scratch: [0; 2048], counters: Counters::default() };
-    let mut deck = Deck { tape, now_ns: 1, bursts, is_up: false };
+    let interfaces = if settings.app.role == Role::Router { 2 } else { 1 };
+    let tape = |frames| Tape { frames, at: 0, left: 0, scratch: [0; 2048], counters: Counters::default() };
+    let (tape, other) = (tape(frames), tape(Vec::from([arp_request()])));
+    let mut deck = Deck { tape, other, now_ns: 1, bursts, up: 0, interfaces };
     let mut console = String::with_capacity(1 << 20);
     let seed = Seed { value: 1, source: SeedSource::Jitter };
     let used = allocation_counter::measure(|| {
         assert_eq!(run(&mut deck, &mut console, &settings, seed), Ended::Asked(Request::PowerOff));
     });
-    (used.count_total, deck.tape.counters.tx_frames, console)
+    (used.count_total, deck.tape.counters.tx_frames + deck.other.counters.tx_frames, console)
 }
 
 #[test]
@@ -160,4 +182,21 @@ fn a_hundred_times_the_packets_take_no_more_allocations() {
         assert_eq!(many, few, "{line}\n{console}");
         assert!(sent >= 200 * answers, "{line}: only {sent} frames were sent\n{console}");
     }
+}
+
+#[test]
+fn a_router_allocates_nothing_for_what_it_passes_on() {
+    let line = "app=forward ip=10.0.0.9/24 ip1=10.0.1.1/24";
+    let frames = || {
+        let mut frame = datagram(9, 60);
+        frame[32] = 1;
+        // The third byte of the address is one more, and so the sum one less.
+        let check = u16::from_be_bytes([frame[24], frame[25]]) - 0x100;
+        frame[24..26].copy_from_slice(&check.to_be_bytes());
+        Vec::from([frame, datagram(9, 60)])
+    };
+    let (few, ..) = measure(line, 3, frames());
+    let (many, sent, console) = measure(line, 300, frames());
+    assert_eq!(many, few, "{console}");
+    assert!(sent > 140_000, "only {sent} frames were sent\n{console}");
 }

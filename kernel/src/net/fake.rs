@@ -136,6 +136,15 @@ impl Host {
         Self { nic, interface, sockets: SocketSet::new(Vec::new()) }
     }
 
+    /// Sends what is for other networks to a router.
+    pub(crate) fn route_by(&mut self, gateway: IpAddress) {
+        let routes = self.interface.routes_mut();
+        let _ = match gateway {
+            IpAddress::Ipv4(gateway) => routes.add_default_ipv4_route(gateway).map(|_| ()),
+            IpAddress::Ipv6(gateway) => routes.add_default_ipv6_route(gateway).map(|_| ()),
+        };
+    }
+
     pub(crate) fn poll(&mut self, now_ns: u64) {
         let now = Instant::from_micros((now_ns / 1000) as i64);
         self.interface.poll(now, &mut self.nic, &mut self.sockets);
@@ -193,6 +202,16 @@ impl Machine for FakeMachine<'_> {
 
     fn next_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
+    }
+
+    fn nics(&mut self, numbers: [u32; 2]) -> [Option<&mut FakeNic>; 2] {
+        let mut found = [None, None];
+        for (number, nic) in &mut self.nics {
+            if let Some(at) = numbers.iter().position(|other| other == number) {
+                found[at] = Some(nic);
+            }
+        }
+        found
     }
 
     fn nic(&mut self, number: u32) -> Option<&mut FakeNic> {

@@ -9,8 +9,10 @@ use smoltcp::socket::{tcp, udp};
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::nic::Counters;
+use super::transit::gateways;
 use super::watch::Watch;
 use super::{BATCH_FRAMES, TCP_BYTES, UDP_RX_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
+use crate::forward::Routed;
 
 /// A UDP socket of one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,7 @@ pub struct Net<'a> {
     pub(super) name: &'a str,
     pub(super) now_ns: u64,
     pub(super) counters: Counters,
+    pub(super) routed: Routed,
     pub(super) interface: &'a mut Interface,
     pub(super) sockets: &'a mut SocketSet<'static>,
     pub(super) watch: &'a mut Watch,
@@ -99,6 +102,16 @@ impl<'a> Net<'a> {
     /// Returns what the interface has counted.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Returns what became of the packets for others that came in on the interface, in a router.
+    pub fn routed(&self) -> Routed {
+        self.routed
+    }
+
+    /// Returns the routers for what is beyond the interface's own networks, of IPv4 and of IPv6.
+    pub fn gateways(&mut self) -> [Option<IpAddress>; 2] {
+        gateways(self.interface)
     }
 
     /// Returns the datagrams for this interface's UDP sockets that did not reach an app: malformed, addressed

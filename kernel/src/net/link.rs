@@ -15,9 +15,11 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress};
 use super::address;
 use super::io::Net;
 use super::nic::{Counters, Nic};
+use super::transit::{BLOCKED_NS, Transit};
 use super::watch::{Transmit, Watch, Watched};
 use super::{BATCH_BYTES, BATCH_FRAMES};
 use crate::app::{App, Next, Starter};
+use crate::forward::Routed;
 use crate::settings::Addressing;
 
 /// An interface that has been up.
@@ -36,6 +38,10 @@ pub(super) struct Link {
     announced: usize,
     /// What the NIC had counted in the last turn.
     counters: Counters,
+    /// What the router had counted by then, in a guest that is one.
+    routed: Routed,
+    /// Since when the other interface has taken nothing, so that nothing is taken here.
+    blocked_since_ns: Option<u64>,
 }
 
 /// What the stack cannot change its mind about.
@@ -98,6 +104,8 @@ impl Link {
             next: Next::OnTraffic,
             announced: 0,
             counters: nic.counters(),
+            routed: Routed::default(),
+            blocked_since_ns: None,
         })
     }
 
@@ -130,12 +138,23 @@ impl Link {
         self.number
     }
 
-    /// Takes a batch in, lets the app work, sends what it and the stack have to send.
-    pub(super) fn turn<N: Nic>(&mut self, nic: &mut N, now_ns: u64, console: &mut dyn fmt::Write) -> Turn {
+    /// Takes a batch in, lets the app work, sends what it and the stack have to send. In a router, packets for
+    /// others leave by the other interface meanwhile.
+    pub(super) fn turn<N: Nic>(
+        &mut self,
+        nic: &mut N,
+        mut transit: Option<Transit<'_, N>>,
+        now_ns: u64,
+        console: &mut dyn fmt::Write,
+    ) -> Turn {
         let now = instant(now_ns);
         self.watch.begin_batch();
         self.interface.poll_maintenance(now);
-        let mut moved = self.take_batch(nic, now);
+        if let Some(transit) = &mut transit {
+            let Identity { mac, frame_bytes, .. } = self.identity;
+            transit.begin(&mut self.interface, mac.0, frame_bytes, self.blocked_since_ns);
+        }
+        let mut moved = self.take_batch(nic, transit.as_mut(), now);
         self.counters = nic.counters();
         if let Some(client) = self.dhcp {
             address::follow_lease(&self.name, &mut self.interface, &mut self.sockets, client, console);
@@ -146,6 +165,11 @@ impl Link {
             self.app = Some(app);
         }
         moved |= self.send_all(nic, now);
+        if let Some(transit) = transit {
+            let ended = transit.end(nic);
+            moved |= ended.has_sent;
+            (self.routed, self.blocked_since_ns) = (ended.routed, ended.blocked_since_ns);
+        }
         // The stack does not report everything that it sends of its own accord, such as a question for a
         // neighbour's address.
         if moved || self.watch.batch_sent > 0 {
@@ -170,7 +194,15 @@ impl Link {
             Next::At(at) => Some(at),
             Next::OnTraffic | Next::Done => None,
         };
-        stack.into_iter().chain(app).min()
+        let blocked = self.blocked_since_ns.map(|since| since.saturating_add(BLOCKED_NS));
+        let blocked = blocked.filter(|at| *at > now_ns);
+        stack.into_iter().chain(app).chain(blocked).min()
+    }
+
+    /// Tells whether packets wait here until another interface has room. Then there is no reason to stay awake
+    /// for them: an event tells when there is.
+    pub(super) fn is_blocked(&self, now_ns: u64) -> bool {
+        self.blocked_since_ns.is_some_and(|since| now_ns - since < BLOCKED_NS)
     }
 
     /// Lets the app say its last words.
@@ -184,9 +216,15 @@ impl Link {
         }
     }
 
-    fn take_batch<N: Nic>(&mut self, nic: &mut N, now: Instant) -> bool {
+    fn take_batch<N: Nic>(
+        &mut self,
+        nic: &mut N,
+        mut transit: Option<&mut Transit<'_, N>>,
+        now: Instant,
+    ) -> bool {
         for frames in 0..BATCH_FRAMES {
-            let mut device = Watched { device: nic, watch: &mut self.watch };
+            let transit = transit.as_deref_mut();
+            let mut device = Watched { device: nic, watch: &mut self.watch, transit };
             let taken = self.interface.poll_ingress_single(now, &mut device, &mut self.sockets);
             if taken == PollIngressSingleResult::None {
                 return frames > 0;
@@ -202,7 +240,7 @@ impl Link {
         let mut moved = false;
         // Each pass sends one packet of every socket that has one; sockets hold a bounded number.
         loop {
-            let mut device = Watched { device: nic, watch: &mut self.watch };
+            let mut device = Watched { device: nic, watch: &mut self.watch, transit: None };
             let sent = self.interface.poll_egress(now, &mut device, &mut self.sockets);
             if sent == PollResult::None {
                 return moved;
@@ -231,6 +269,7 @@ impl Link {
             name: &self.name,
             now_ns,
             counters: self.counters,
+            routed: self.routed,
             interface: &mut self.interface,
             sockets: &mut self.sockets,
             watch: &mut self.watch,

@@ -6,8 +6,10 @@ use core::fmt;
 
 use super::link::{Link, Turn};
 use super::nic::{Nic, Rearmed};
-use crate::app::Spread;
+use super::transit::Transit;
+use crate::app::{Role, Spread};
 use crate::control::Request;
+use crate::forward::{Carrier, Router};
 use crate::seed::Seed;
 use crate::settings::Settings;
 
@@ -31,6 +33,9 @@ pub trait Machine {
 
     /// Returns the card of an interface, from [`Change::Up`] to [`Change::Gone`].
     fn nic(&mut self, number: u32) -> Option<&mut Self::Nic>;
+
+    /// Returns the cards of two interfaces at once, for what goes from one to the other.
+    fn nics(&mut self, numbers: [u32; 2]) -> [Option<&mut Self::Nic>; 2];
 
     /// Sleeps until an event of any kind, or until a time.
     fn sleep(&mut self, until_ns: Option<u64>);
@@ -65,7 +70,8 @@ pub fn run<M: Machine>(
     settings: &Settings,
     seed: Seed,
 ) -> Ended {
-    let mut state = State { machine, console, settings, seed, links: Vec::new() };
+    let router = (settings.app.role == Role::Router).then(Router::new);
+    let mut state = State { machine, console, settings, seed, links: Vec::new(), router };
     let ended = loop {
         if let Some(request) = state.take_changes() {
             break Ended::Asked(request);
@@ -80,12 +86,18 @@ pub fn run<M: Machine>(
     ended
 }
 
+/// Tells whether a router passes packets on from and to an interface: it has two.
+fn is_routed(number: u32) -> bool {
+    number < 2
+}
+
 struct State<'a, M> {
     machine: &'a mut M,
     console: &'a mut dyn fmt::Write,
     settings: &'a Settings,
     seed: Seed,
     links: Vec<Link>,
+    router: Option<Router>,
 }
 
 impl<M: Machine> State<'_, M> {
@@ -94,27 +106,40 @@ impl<M: Machine> State<'_, M> {
         let now_ns = self.machine.now_ns();
         let mut sum = Turn::Idle;
         for link in &mut self.links {
-            let Some(nic) = self.machine.nic(link.number()) else { continue };
-            match link.turn(nic, now_ns, self.console) {
+            let number = link.number();
+            let (nic, transit) = match &mut self.router {
+                Some(router) if is_routed(number) => {
+                    let [nic, out] = self.machine.nics([number, 1 - number]);
+                    (nic, Some(Transit::new(router, number as usize, out, now_ns)))
+                }
+                _ => (self.machine.nic(number), None),
+            };
+            let Some(nic) = nic else { continue };
+            match link.turn(nic, transit, now_ns, self.console) {
                 Turn::Done => return Turn::Done,
                 Turn::Busy => sum = Turn::Busy,
                 Turn::Idle => {}
             }
         }
-        if sum == Turn::Idle && self.rearm() == Rearmed::Armed {
+        if sum == Turn::Idle && self.rearm(now_ns) == Rearmed::Armed {
             let deadlines = self.links.iter_mut().filter_map(|link| link.deadline_ns(now_ns));
-            let until_ns = deadlines.min().map(|at| if at > now_ns { at } else { now_ns + STUCK_NS });
+            let routing = self.router.iter().flat_map(|router| [0, 1].map(|side| router.due_ns(side)));
+            let until_ns = deadlines
+                .chain(routing.flatten())
+                .min()
+                .map(|at| if at > now_ns { at } else { now_ns + STUCK_NS });
             self.machine.sleep(until_ns);
         }
         sum
     }
 
     /// Arms every card, also behind one that found work: an event that was not asked for is lost.
-    fn rearm(&mut self) -> Rearmed {
+    fn rearm(&mut self, now_ns: u64) -> Rearmed {
         let mut sum = Rearmed::Armed;
         for link in &self.links {
             let nic = self.machine.nic(link.number());
-            if nic.is_some_and(|nic| nic.rearm() == Rearmed::WorkWaiting) {
+            let waiting = nic.is_some_and(|nic| nic.rearm() == Rearmed::WorkWaiting);
+            if waiting && !link.is_blocked(now_ns) {
                 sum = Rearmed::WorkWaiting;
             }
         }
@@ -125,9 +150,16 @@ impl<M: Machine> State<'_, M> {
     fn take_changes(&mut self) -> Option<Request> {
         while let Some(change) = self.machine.next_change() {
             match change {
-                Change::Up(number) => self.up(number),
-                Change::Down(number) => self.say(number, "down"),
+                Change::Up(number) => {
+                    self.up(number);
+                    self.set_carrier(number, Carrier::Up);
+                }
+                Change::Down(number) => {
+                    self.set_carrier(number, Carrier::Down);
+                    self.say(number, "down");
+                }
                 Change::Gone(number) => {
+                    self.set_carrier(number, Carrier::Down);
                     self.finish(number);
                     self.say(number, "gone");
                     self.links.retain(|link| link.number() != number);
@@ -157,6 +189,12 @@ impl<M: Machine> State<'_, M> {
         };
         if let Err(error) = result {
             let _ = writeln!(self.console, "net: {}{number}: not used: {error}", M::PREFIX);
+        }
+    }
+
+    fn set_carrier(&mut self, number: u32, carrier: Carrier) {
+        if let Some(router) = self.router.as_mut().filter(|_| is_routed(number)) {
+            router.set_carrier(number as usize, carrier);
         }
     }
 

@@ -47,7 +47,7 @@ impl Bench {
     fn run(&mut self, rounds: usize) {
         for _ in 0..rounds {
             self.host.poll(self.now_ns);
-            while self.link.turn(&mut self.nic, self.now_ns, &mut self.console) == Turn::Busy {}
+            while self.link.turn(&mut self.nic, None, self.now_ns, &mut self.console) == Turn::Busy {}
             self.now_ns += MS;
         }
     }
@@ -418,7 +418,7 @@ mod own_app {
     use alloc::string::ToString;
 
     use super::*;
-    use crate::app::{App, AppKind, Next, Spread};
+    use crate::app::{App, AppKind, Next, Role, Spread};
     use crate::net::{Net, UdpHandle};
     use crate::settings::Key;
 
@@ -428,6 +428,7 @@ mod own_app {
         name: "shout",
         keys: &[PORT],
         spread: Spread::EveryInterface,
+        role: Role::Host,
         configure: |words| {
             let port = words.port(&PORT)?.unwrap_or(4000);
             Ok(Box::new(move |net| Box::new(Shout { udp: net.open_udp(port), buffer: [0; 1500] })))

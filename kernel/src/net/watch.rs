@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken};
 use smoltcp::time::Instant;
 
+use super::transit::{Taken, Transit};
+
 /// What has been seen on one interface.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -139,14 +141,16 @@ fn advertises_no_network(icmp: &[u8]) -> bool {
 }
 
 /// The NIC as the stack sees it.
-pub(super) struct Watched<'a, D: ?Sized> {
+pub(super) struct Watched<'a, 't, D> {
     pub(super) device: &'a mut D,
     pub(super) watch: &'a mut Watch,
+    /// Takes what is not for the stack, in a router.
+    pub(super) transit: Option<&'a mut Transit<'t, D>>,
 }
 
-impl<D: Device + ?Sized> Device for Watched<'_, D> {
+impl<'t, D: Device> Device for Watched<'_, 't, D> {
     type RxToken<'b>
-        = WatchedFrame<'b, D::RxToken<'b>>
+        = WatchedFrame<'b, 't, D::RxToken<'b>, D>
     where
         Self: 'b;
     type TxToken<'b>
@@ -155,8 +159,12 @@ impl<D: Device + ?Sized> Device for Watched<'_, D> {
         Self: 'b;
 
     fn receive(&mut self, timestamp: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        let mut transit = self.transit.as_deref_mut();
+        if transit.as_mut().is_some_and(|transit| !transit.is_open()) {
+            return None;
+        }
         let (frame, reply) = self.device.receive(timestamp)?;
-        Some((WatchedFrame { frame, watch: self.watch }, reply))
+        Some((WatchedFrame { frame, watch: self.watch, transit }, reply))
     }
 
     fn transmit(&mut self, timestamp: Instant) -> Option<Self::TxToken<'_>> {
@@ -173,21 +181,31 @@ impl<D: Device + ?Sized> Device for Watched<'_, D> {
     }
 }
 
-pub(super) struct WatchedFrame<'a, T> {
+pub(super) struct WatchedFrame<'a, 't, T, D> {
     frame: T,
     watch: &'a mut Watch,
+    transit: Option<&'a mut Transit<'t, D>>,
 }
 
-impl<T: RxToken> RxToken for WatchedFrame<'_, T> {
+impl<T: RxToken, D: Device> RxToken for WatchedFrame<'_, '_, T, D> {
     fn consume<R, F>(self, f: F) -> R
     where
         F: FnOnce(&[u8]) -> R,
     {
-        let watch = self.watch;
-        self.frame.consume(|frame| match watch.see(frame) {
-            Verdict::Pass => f(frame),
-            // smoltcp does nothing with an empty frame.
-            Verdict::Refuse => f(&[]),
+        let Self { frame, watch, transit } = self;
+        frame.consume(|frame| {
+            let verdict = match transit.map(|transit| transit.take(frame)) {
+                Some(Taken::Taken) => {
+                    watch.batch_bytes += frame.len();
+                    Verdict::Refuse
+                }
+                Some(Taken::Left) | None => watch.see(frame),
+            };
+            match verdict {
+                Verdict::Pass => f(frame),
+                // smoltcp does nothing with an empty frame.
+                Verdict::Refuse => f(&[]),
+            }
         })
     }
 
