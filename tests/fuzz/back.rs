@@ -34,7 +34,7 @@ fn act(liar: &mut RawFront, input: &mut Input<'_>) {
     match input.byte() % 12 {
         0..=2 => {
             for _ in 0..input.byte() % 20 {
-                let mut request = TxRequest::from_words([input.word(), input.word(), input.word()]);
+                let mut request = TxRequest::from_words([input.word(), input.word(), input.word(), 0]);
                 if !input.byte().is_multiple_of(4) {
                     request.gref = liar.grant(usize::from(input.byte()));
                     request.flags &= 0xf;

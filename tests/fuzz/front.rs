@@ -111,7 +111,7 @@ impl Play {
             0..=3 => {
                 for _ in 0..input.byte() % 20 {
                     let Some(buffer) = hand.take_buffer() else { break };
-                    let words = [input.word(), input.word(), 0];
+                    let words = [input.word(), input.word(), 0, 0];
                     let mut response = RxResponse::from_words(words);
                     if !input.byte().is_multiple_of(8) {
                         response.id = buffer.id;

@@ -21,6 +21,7 @@ int main(void)
 {
     static struct netif_tx_sring *tx;
     static struct netif_rx_sring *rx;
+    static struct xen_netif_ctrl_sring *ctrl;
 
     SIZE(netif_tx_request);
     FIELD(netif_tx_request, gref);
@@ -67,6 +68,32 @@ int main(void)
     VALUE(NETIF_RSP_ERROR);
     VALUE(NETIF_RSP_OKAY);
     VALUE(NETIF_RSP_NULL);
+
+    SIZE(xen_netif_ctrl_request);
+    FIELD(xen_netif_ctrl_request, id);
+    FIELD(xen_netif_ctrl_request, type);
+    FIELD(xen_netif_ctrl_request, data);
+    SIZE(xen_netif_ctrl_response);
+    FIELD(xen_netif_ctrl_response, id);
+    FIELD(xen_netif_ctrl_response, type);
+    FIELD(xen_netif_ctrl_response, status);
+    FIELD(xen_netif_ctrl_response, data);
+    SIZE(xen_netif_gref);
+    FIELD(xen_netif_gref, ref);
+    FIELD(xen_netif_gref, flags);
+    FIELD(xen_netif_gref, status);
+    VALUE(XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE);
+    VALUE(XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING);
+    VALUE(XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING);
+    VALUE(XEN_NETIF_CTRL_STATUS_SUCCESS);
+    VALUE(XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED);
+    VALUE(XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER);
+    VALUE(XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW);
+    VALUE(XEN_NETIF_CTRLF_GREF_readonly);
+    printf("gref list entries %zu\n", 4096 / sizeof(struct xen_netif_gref));
+    printf("ctrl slots %u\n", (unsigned)__RING_SIZE(ctrl, 4096));
+    printf("ctrl slot bytes %zu\n", sizeof(ctrl->ring[0]));
+    printf("ctrl first slot %zu\n", offsetof(struct xen_netif_ctrl_sring, ring));
 
     printf("tx slots %u\n", (unsigned)__RING_SIZE(tx, 4096));
     printf("rx slots %u\n", (unsigned)__RING_SIZE(rx, 4096));

@@ -8,9 +8,10 @@ use std::fmt::Write as _;
 
 use drayage_tests::probe::{Probe, XEN};
 use drayage_wire::PAGE_SIZE;
+use drayage_wire::control::{self, Control, Gref, Request, Response};
 use drayage_wire::keys::State;
 use drayage_wire::netif::{self, ExtraInfo, ExtraKind, Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse};
-use drayage_wire::ring::{BackRing, FrontRing, Index, RingKind, SharedWords, Slot};
+use drayage_wire::ring::{BackRing, FrontRing, Index, RingKind, SharedWords, Slot, Words};
 use drayage_wire::xs;
 
 /// A page for one thread.
@@ -108,8 +109,9 @@ fn ours() -> BTreeMap<String, String> {
     say("rx slot bytes", (Rx::SLOT_WORDS * 4).to_string());
     say("tx slots", netif::RING_SLOTS.to_string());
     say("rx slots", netif::RING_SLOTS.to_string());
-    say("tx first slot", first_slot::<Tx>().to_string());
-    say("rx first slot", first_slot::<Rx>().to_string());
+    let full = TxRequest { gref: !0, offset: !0, flags: !0, id: !0, size: !0 };
+    say("tx first slot", first_slot::<Tx>(full).to_string());
+    say("rx first slot", first_slot::<Rx>(full).to_string());
 
     say("NETTXF_csum_blank", netif::tx_flags::CSUM_BLANK.to_string());
     say("NETTXF_data_validated", netif::tx_flags::DATA_VALIDATED.to_string());
@@ -126,6 +128,39 @@ fn ours() -> BTreeMap<String, String> {
     say("NETIF_RSP_ERROR", netif::status::ERROR.to_string());
     say("NETIF_RSP_OKAY", netif::status::OKAY.to_string());
     say("NETIF_RSP_NULL", netif::status::NULL.to_string());
+
+    let request = Request::default();
+    say("xen_netif_ctrl_request.id", place(Request { id: !0, ..request }));
+    say("xen_netif_ctrl_request.type", place(Request { kind: !0, ..request }));
+    say("xen_netif_ctrl_request.data", place(Request { data: [!0; 3], ..request }));
+    let response = Response::default();
+    say("xen_netif_ctrl_response.id", place(Response { id: !0, ..response }));
+    say("xen_netif_ctrl_response.type", place(Response { kind: !0, ..response }));
+    say("xen_netif_ctrl_response.status", place(Response { status: !0, ..response }));
+    say("xen_netif_ctrl_response.data", place(Response { data: !0, ..response }));
+    let entry = |gref: Gref| {
+        let [a, b] = gref.to_words();
+        place(Raw([a, b, 0, 0]))
+    };
+    let gref = Gref::default();
+    say("xen_netif_gref.ref", entry(Gref { gref: !0, ..gref }));
+    say("xen_netif_gref.flags", entry(Gref { flags: !0, ..gref }));
+    say("xen_netif_gref.status", entry(Gref { status: !0, ..gref }));
+    say("sizeof xen_netif_ctrl_request", (Control::SLOT_WORDS * 4).to_string());
+    say("sizeof xen_netif_ctrl_response", "12".to_owned());
+    say("sizeof xen_netif_gref", (Gref::WORDS * 4).to_string());
+    say("gref list entries", control::MAX_LIST_ENTRIES.to_string());
+    say("ctrl slots", Control::SLOTS.to_string());
+    say("ctrl slot bytes", (Control::SLOT_WORDS * 4).to_string());
+    say("ctrl first slot", first_slot::<Control>(Request { id: !0, kind: !0, data: [!0; 3] }).to_string());
+    say("XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE", control::kind::GET_GREF_MAPPING_SIZE.to_string());
+    say("XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING", control::kind::ADD_GREF_MAPPING.to_string());
+    say("XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING", control::kind::DEL_GREF_MAPPING.to_string());
+    say("XEN_NETIF_CTRL_STATUS_SUCCESS", control::status::SUCCESS.to_string());
+    say("XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED", control::status::NOT_SUPPORTED.to_string());
+    say("XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER", control::status::INVALID_PARAMETER.to_string());
+    say("XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW", control::status::BUFFER_OVERFLOW.to_string());
+    say("XEN_NETIF_CTRLF_GREF_readonly", control::GREF_READONLY.to_string());
 
     for state in [
         State::Unknown,
@@ -177,10 +212,10 @@ fn ours() -> BTreeMap<String, String> {
 
 /// Returns the byte of a page at which a ring's first slot starts, seen from outside: where the first
 /// request's first set bit lands.
-fn first_slot<K: RingKind>() -> usize {
+fn first_slot<K: RingKind>(full: impl Slot) -> usize {
     let page = Page::new();
     let mut front = FrontRing::<K, _>::new(&page);
-    front.push(TxRequest { gref: !0, offset: !0, flags: !0, id: !0, size: !0 });
+    front.push(full);
     page.0.iter().position(|word| word.get() == !0).expect("the request is in the page") * 4
 }
 
@@ -239,8 +274,8 @@ fn script(mut seed: u64) -> Vec<Step> {
 trait Messages: RingKind {
     fn request(gref: u32, small: [u16; 4]) -> impl Slot;
     fn response(small: [u16; 4]) -> impl Slot;
-    fn show_request(words: [u32; 3]) -> String;
-    fn show_response(words: [u32; 3]) -> String;
+    fn show_request(words: Words) -> String;
+    fn show_response(words: Words) -> String;
 }
 
 impl Messages for Tx {
@@ -250,11 +285,11 @@ impl Messages for Tx {
     fn response([_, _, id, status]: [u16; 4]) -> impl Slot {
         TxResponse { id, status: status as i16 }
     }
-    fn show_request(words: [u32; 3]) -> String {
+    fn show_request(words: Words) -> String {
         let m = TxRequest::from_words(words);
         format!("{} {} {} {} {}: ", m.gref, m.offset, m.flags, m.id, m.size)
     }
-    fn show_response(words: [u32; 3]) -> String {
+    fn show_response(words: Words) -> String {
         let m = TxResponse::from_words(words);
         format!("0 0 0 {} {}: ", m.id, m.status as u16)
     }
@@ -267,11 +302,11 @@ impl Messages for Rx {
     fn response([offset, flags, id, status]: [u16; 4]) -> impl Slot {
         RxResponse { id, offset, flags, status: status as i16 }
     }
-    fn show_request(words: [u32; 3]) -> String {
+    fn show_request(words: Words) -> String {
         let m = RxRequest::from_words(words);
         format!("{} 0 0 {} 0: ", m.gref, m.id)
     }
-    fn show_response(words: [u32; 3]) -> String {
+    fn show_response(words: Words) -> String {
         let m = RxResponse::from_words(words);
         format!("0 {} {} {} {}: ", m.offset, m.flags, m.id, m.status as u16)
     }
@@ -279,13 +314,13 @@ impl Messages for Rx {
 
 /// Any message, unread.
 #[derive(Clone, Copy)]
-struct Raw([u32; 3]);
+struct Raw(Words);
 
 impl Slot for Raw {
-    fn to_words(self) -> [u32; 3] {
+    fn to_words(self) -> Words {
         self.0
     }
-    fn from_words(words: [u32; 3]) -> Self {
+    fn from_words(words: Words) -> Self {
         Self(words)
     }
 }

@@ -151,6 +151,13 @@ pub const FEATURE_NO_CSUM_OFFLOAD: &str = "feature-no-csum-offload";
 /// Either: blank checksums over IPv6 are taken.
 pub const FEATURE_IPV6_CSUM_OFFLOAD: &str = "feature-ipv6-csum-offload";
 
+/// Backend: it has a control ring.
+pub const FEATURE_CTRL_RING: &str = "feature-ctrl-ring";
+/// Frontend: grant reference of the control ring.
+pub const CTRL_RING_REF: &str = "ctrl-ring-ref";
+/// Frontend: the event channel of the control ring.
+pub const EVENT_CHANNEL_CTRL: &str = "event-channel-ctrl";
+
 /// Backend: the newest container version it writes to the guest.
 pub const FEATURE_RX_CONTAINERS: &str = "feature-rx-containers";
 /// Backend: the newest container version it reads from the guest.

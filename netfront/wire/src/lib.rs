@@ -13,6 +13,7 @@
 
 pub mod checksum;
 pub mod container;
+pub mod control;
 pub mod keys;
 pub mod netif;
 pub mod ring;

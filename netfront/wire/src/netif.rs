@@ -3,7 +3,7 @@
 //! Each message has one shape here: a plain struct, and its packing into the 32-bit words of a ring slot.
 //! Nothing is validated: a field holds what the peer wrote, and whoever acts on it judges it first.
 
-use crate::ring::{RingKind, Slot};
+use crate::ring::{RingKind, Slot, Words};
 
 /// Slots in a one-page ring: both kinds round down to 256 (`__RING_SIZE` in `ring.h`).
 pub const RING_SLOTS: u32 = 256;
@@ -143,43 +143,43 @@ const fn high(word: u32) -> u16 {
 }
 
 impl Slot for TxRequest {
-    fn to_words(self) -> [u32; 3] {
-        [self.gref, pack(self.offset, self.flags), pack(self.id, self.size)]
+    fn to_words(self) -> Words {
+        [self.gref, pack(self.offset, self.flags), pack(self.id, self.size), 0]
     }
-    fn from_words(w: [u32; 3]) -> Self {
+    fn from_words(w: Words) -> Self {
         Self { gref: w[0], offset: low(w[1]), flags: high(w[1]), id: low(w[2]), size: high(w[2]) }
     }
 }
 
 impl Slot for TxResponse {
-    fn to_words(self) -> [u32; 3] {
-        [pack(self.id, self.status as u16), 0, 0]
+    fn to_words(self) -> Words {
+        [pack(self.id, self.status as u16), 0, 0, 0]
     }
-    fn from_words(w: [u32; 3]) -> Self {
+    fn from_words(w: Words) -> Self {
         Self { id: low(w[0]), status: high(w[0]) as i16 }
     }
 }
 
 impl Slot for RxRequest {
-    fn to_words(self) -> [u32; 3] {
-        [pack(self.id, 0), self.gref, 0]
+    fn to_words(self) -> Words {
+        [pack(self.id, 0), self.gref, 0, 0]
     }
-    fn from_words(w: [u32; 3]) -> Self {
+    fn from_words(w: Words) -> Self {
         Self { id: low(w[0]), gref: w[1] }
     }
 }
 
 impl Slot for RxResponse {
-    fn to_words(self) -> [u32; 3] {
-        [pack(self.id, self.offset), pack(self.flags, self.status as u16), 0]
+    fn to_words(self) -> Words {
+        [pack(self.id, self.offset), pack(self.flags, self.status as u16), 0, 0]
     }
-    fn from_words(w: [u32; 3]) -> Self {
+    fn from_words(w: Words) -> Self {
         Self { id: low(w[0]), offset: high(w[0]), flags: low(w[1]), status: high(w[1]) as i16 }
     }
 }
 
 impl Slot for ExtraInfo {
-    fn to_words(self) -> [u32; 3] {
+    fn to_words(self) -> Words {
         let (kind, body) = match self.kind {
             ExtraKind::Gso { size, gso_type } => {
                 let s = size.to_le_bytes();
@@ -190,9 +190,9 @@ impl Slot for ExtraInfo {
             ExtraKind::Other(kind) => (kind, [0; 6]),
         };
         let head = [kind, u8::from(self.more), body[0], body[1]];
-        [u32::from_le_bytes(head), u32::from_le_bytes([body[2], body[3], body[4], body[5]]), 0]
+        [u32::from_le_bytes(head), u32::from_le_bytes([body[2], body[3], body[4], body[5]]), 0, 0]
     }
-    fn from_words(w: [u32; 3]) -> Self {
+    fn from_words(w: Words) -> Self {
         let [kind, flags, b0, b1] = w[0].to_le_bytes();
         let [b2, b3, b4, b5] = w[1].to_le_bytes();
         let kind = match kind {
@@ -261,7 +261,7 @@ mod tests {
         let add = ExtraInfo { kind: ExtraKind::McastAdd([1, 0, 0x5e, 0, 0, 0xfb]), more: true };
         assert_eq!(bytes(add)[..8], [2, 1, 1, 0, 0x5e, 0, 0, 0xfb]);
         assert_eq!(ExtraInfo::from_words(add.to_words()), add);
-        let other = ExtraInfo::from_words([0x0000_0109, 0, 0]);
+        let other = ExtraInfo::from_words([0x0000_0109, 0, 0, 0]);
         assert_eq!(other, ExtraInfo { kind: ExtraKind::Other(9), more: true });
     }
 }

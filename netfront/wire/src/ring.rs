@@ -32,18 +32,23 @@ pub trait SharedWords {
     fn full_fence(&self);
 }
 
+/// The words of a slot; those beyond the slot are zero.
+pub type Words = [u32; 4];
+
 /// A message that fits in a slot.
 pub trait Slot: Copy {
     /// Packs the message; words beyond the slot are zero.
-    fn to_words(self) -> [u32; 3];
+    fn to_words(self) -> Words;
     /// Unpacks a message; every bit pattern is some message.
-    fn from_words(words: [u32; 3]) -> Self;
+    fn from_words(words: Words) -> Self;
 }
 
-/// One of the two netif rings.
+/// One of netif's rings.
 pub trait RingKind {
     /// Words in a slot.
     const SLOT_WORDS: usize;
+    /// Slots, a power of two: as many as fit into the page, rounded down (`__RING_SIZE`).
+    const SLOTS: u32 = RING_SLOTS;
 }
 
 /// A free-running ring index. It wraps at 2^32, and is compared by distance only.
@@ -63,7 +68,7 @@ impl Index {
         self.0.wrapping_sub(earlier.0)
     }
 
-    /// Returns the slot that the index names.
+    /// Returns the slot that the index names in a ring of packets.
     #[must_use]
     pub const fn slot(self) -> usize {
         (self.0 % RING_SLOTS) as usize
@@ -87,17 +92,22 @@ impl core::fmt::Display for Overrun {
 
 impl core::error::Error for Overrun {}
 
-fn load_slot<K: RingKind, P: SharedWords>(page: &P, at: Index) -> [u32; 3] {
-    let base = FIRST_SLOT + at.slot() * K::SLOT_WORDS;
-    let mut words = [0; 3];
+fn first_word<K: RingKind>(at: Index) -> usize {
+    const { assert!(K::SLOTS.is_power_of_two() && FIRST_SLOT + K::SLOTS as usize * K::SLOT_WORDS <= 1024) };
+    FIRST_SLOT + (at.0 % K::SLOTS) as usize * K::SLOT_WORDS
+}
+
+fn load_slot<K: RingKind, P: SharedWords>(page: &P, at: Index) -> Words {
+    let base = first_word::<K>(at);
+    let mut words = Words::default();
     for (i, word) in words.iter_mut().take(K::SLOT_WORDS).enumerate() {
         *word = page.load(base + i, Ordering::Relaxed);
     }
     words
 }
 
-fn store_slot<K: RingKind, P: SharedWords>(page: &P, at: Index, words: [u32; 3]) {
-    let base = FIRST_SLOT + at.slot() * K::SLOT_WORDS;
+fn store_slot<K: RingKind, P: SharedWords>(page: &P, at: Index, words: Words) {
+    let base = first_word::<K>(at);
     for (i, word) in words.into_iter().take(K::SLOT_WORDS).enumerate() {
         page.store(base + i, word, Ordering::Relaxed);
     }
@@ -139,7 +149,7 @@ impl<K: RingKind, P: SharedWords> FrontRing<K, P> {
 
     /// Returns how many requests can be pushed now.
     pub fn free_slots(&self) -> u32 {
-        RING_SLOTS - self.req_prod.since(self.rsp_cons)
+        K::SLOTS - self.req_prod.since(self.rsp_cons)
     }
 
     /// Returns how many requests, published or not, have no taken response yet.
@@ -250,13 +260,13 @@ impl<K: RingKind, P: SharedWords> BackRing<K, P> {
     pub fn available(&self) -> Result<u32, Overrun> {
         let published = Index(self.page.load(REQ_PROD, Ordering::Acquire));
         let unanswered = published.since(self.rsp_prod);
-        if unanswered > RING_SLOTS {
-            return Err(Overrun { claimed: unanswered, possible: RING_SLOTS });
+        if unanswered > K::SLOTS {
+            return Err(Overrun { claimed: unanswered, possible: K::SLOTS });
         }
         let claimed = published.since(self.req_cons);
         // A producer that went backwards, behind what was taken already.
-        if claimed > RING_SLOTS {
-            return Err(Overrun { claimed, possible: RING_SLOTS });
+        if claimed > K::SLOTS {
+            return Err(Overrun { claimed, possible: K::SLOTS });
         }
         Ok(claimed)
     }

@@ -1,6 +1,7 @@
 //! What is read from xenstore is written by others: the parsers take any bytes, and what they accept is what
 //! they would write.
 
+use drayage_wire::control;
 use drayage_wire::keys::{State, parse_mac, parse_number};
 use drayage_wire::netif::{ExtraInfo, RxRequest, RxResponse, TxRequest, TxResponse};
 use drayage_wire::ring::{Index, Slot};
@@ -76,11 +77,15 @@ proptest! {
     }
 
     #[test]
-    fn every_slot_is_some_message(words: [u32; 3]) {
-        prop_assert_eq!(TxRequest::from_words(words).to_words(), words);
-        prop_assert_eq!(TxResponse::from_words(words).to_words(), [words[0], 0, 0]);
-        prop_assert_eq!(RxRequest::from_words(words).to_words(), [words[0] & 0xffff, words[1], 0]);
-        prop_assert_eq!(RxResponse::from_words(words).to_words(), [words[0], words[1], 0]);
+    fn every_slot_is_some_message(words: [u32; 4]) {
+        let [a, b, c, _] = words;
+        prop_assert_eq!(TxRequest::from_words(words).to_words(), [a, b, c, 0]);
+        prop_assert_eq!(TxResponse::from_words(words).to_words(), [a, 0, 0, 0]);
+        prop_assert_eq!(RxRequest::from_words(words).to_words(), [a & 0xffff, b, 0, 0]);
+        prop_assert_eq!(RxResponse::from_words(words).to_words(), [a, b, 0, 0]);
+        prop_assert_eq!(control::Request::from_words(words).to_words(), words);
+        prop_assert_eq!(control::Response::from_words(words).to_words(), [a, b, c, 0]);
+        prop_assert_eq!(control::Gref::from_words([a, b]).to_words(), [a, b]);
         let extra = ExtraInfo::from_words(words);
         prop_assert_eq!(ExtraInfo::from_words(extra.to_words()), extra);
     }
