@@ -4,9 +4,9 @@ use alloc::vec::Vec;
 
 use drayage_kernel::app::Role;
 use drayage_kernel::net::{Change, Machine};
-use drayage_kernel::settings::{Direction, Settings};
+use drayage_kernel::settings::{Direction, Settings, Staging};
 use drayage_netfront::platform::{DomainId, StoreError};
-use drayage_netfront::{Event, Fired, Netfront, Options, Use, Vif};
+use drayage_netfront::{Event, Fired, Netfront, Options, Reading, Stage, Use, Vif};
 
 use crate::console::println;
 use crate::events::Port;
@@ -39,6 +39,11 @@ impl Guest {
         let mut options = Options {
             rx_containers: wanted(settings.containers.rx),
             tx_containers: wanted(settings.containers.tx),
+            staged: match settings.staged {
+                Staging::IfTrusted => Stage::IfTrusted,
+                Staging::On => Stage::Always,
+                Staging::Off => Stage::Never,
+            },
             ..Options::default()
         };
         if settings.app.role == Role::Router {
@@ -75,7 +80,7 @@ impl Guest {
                 println!("net: a backend did not let go of its vif");
                 break;
             }
-            time::sleep_until(Some(deadline_ns), &[]);
+            self.sleep(Some(deadline_ns));
         }
     }
 
@@ -86,6 +91,12 @@ impl Guest {
                     describe(vif);
                 }
                 Some(Change::Up(number))
+            }
+            Event::Staged => {
+                if let Some(vif) = self.netfront.vif_mut(number) {
+                    describe_staged(vif);
+                }
+                None
             }
             Event::Down => Some(Change::Down(number)),
             Event::Removed => Some(Change::Gone(number)),
@@ -110,6 +121,18 @@ fn describe(vif: &Vif<Xen>) {
         vif.handle(),
         vif.mtu()
     );
+}
+
+/// Says which of our pages the backend maps, and what received packets are read from then.
+fn describe_staged(vif: &Vif<Xen>) {
+    let staged = vif.staged();
+    let rx = match staged.rx {
+        None | Some(Reading::Revoked) => "off",
+        Some(Reading::InPlace) => "in-place",
+        Some(Reading::Copied) => "copied",
+    };
+    let tx = if staged.tx { "on" } else { "off" };
+    println!("net: vif{}: staged rx={rx} tx={tx}", vif.handle());
 }
 
 impl Machine for Guest {

@@ -36,9 +36,11 @@ const GW: Key =
 const CONTAINERS: Key = Key { name: "containers", form: "on, off, rx or tx" };
 /// `container-bytes=`
 const CONTAINER_BYTES: Key = Key { name: "container-bytes", form: "a number of bytes, 4096 to 65536" };
+/// `staged=`
+const STAGED: Key = Key { name: "staged", form: "on, or off; by default on if the backend is trusted" };
 
 /// The settings that belong to no app. `ip` and `gw` may carry the number of an interface: `ip1`.
-pub const COMMON_KEYS: [Key; 5] = [APP, IP, GW, CONTAINERS, CONTAINER_BYTES];
+pub const COMMON_KEYS: [Key; 6] = [APP, IP, GW, CONTAINERS, CONTAINER_BYTES, STAGED];
 
 /// All that the command line says, with the defaults for what it does not say.
 pub struct Settings {
@@ -52,6 +54,19 @@ pub struct Settings {
     pub containers: Containers,
     /// The largest container to receive; the driver's own choice when absent.
     pub container_bytes: Option<usize>,
+    /// Whether backends are asked to map the guest's pages.
+    pub staged: Staging,
+}
+
+/// Whether backends are asked to map the guest's pages, so that a container costs no grant operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staging {
+    /// If the toolstack says that the backend is to be trusted.
+    IfTrusted,
+    /// Always; what one sends that is not to be trusted is copied first.
+    On,
+    /// Never.
+    Off,
 }
 
 /// The directions in which containers are asked for.
@@ -140,6 +155,12 @@ impl Settings {
             container_bytes: words
                 .number(&CONTAINER_BYTES, 4096..=65_536)?
                 .and_then(|bytes| usize::try_from(bytes).ok()),
+            staged: match words.get(&STAGED) {
+                None => Staging::IfTrusted,
+                Some("on") => Staging::On,
+                Some("off") => Staging::Off,
+                Some(_) => return Err(words.wrong(&STAGED)),
+            },
         })
     }
 
@@ -156,6 +177,7 @@ impl core::fmt::Debug for Settings {
             .field("interfaces", &self.interfaces)
             .field("containers", &self.containers)
             .field("container_bytes", &self.container_bytes)
+            .field("staged", &self.staged)
             .finish_non_exhaustive()
     }
 }

@@ -41,6 +41,11 @@ pub struct RxCounters {
     pub slots: u64,
     /// Pages revoked.
     pub revokes: u64,
+    /// Pages that were read without a revoke, because the backend keeps them mapped.
+    pub unrevoked: u64,
+    /// Containers and frames that were copied into private memory before they were looked at, because the
+    /// backend keeps their pages mapped and is not trusted.
+    pub private_copies: u64,
     /// Pages granted again.
     pub regrants: u64,
     /// Frames that were copied because they did not lie in one piece.

@@ -11,6 +11,7 @@ use drayage_wire::container::{MAX_RX_BYTES, MAX_TX_BYTES, MIN_SIZE_BYTES, VERSIO
 use drayage_wire::keys;
 
 use crate::platform::{Store, Transaction};
+use crate::pool::Reading;
 use crate::{rx, tx};
 
 /// What the guest wants of its vifs.
@@ -26,6 +27,19 @@ pub struct Options {
     pub tcp_segmentation: Use,
     /// Whether TCP segments larger than the MTU are received.
     pub segments: Use,
+    /// Whether backends are asked to map the guest's pages once, for as long as they are connected.
+    pub staged: Stage,
+}
+
+/// Whether a backend that can do it is asked to map the guest's pages (netif.h, "Static Grants").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// If the toolstack says that it is to be trusted: `trusted` is 1.
+    IfTrusted,
+    /// Always. What one sends that is not to be trusted is copied before it is looked at.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Whether something that a backend offers is taken.
@@ -45,6 +59,7 @@ impl Default for Options {
             rx_container_max_bytes: MAX_RX_BYTES,
             tcp_segmentation: Use::Offered,
             segments: Use::Offered,
+            staged: Stage::IfTrusted,
         }
     }
 }
@@ -65,6 +80,8 @@ pub struct Agreed {
     pub(crate) rx: rx::Mode,
     pub(crate) tx: tx::Terms,
     pub(crate) segments: Use,
+    /// How received pages are read once the backend maps them, if it is to be asked to.
+    pub(crate) staged: Option<Reading>,
 }
 
 impl Agreed {
@@ -97,8 +114,8 @@ pub(crate) fn join(dir: &str, key: &str) -> String {
 }
 
 /// Reads what the backend offers and returns what comes of it, or `None` when it is no backend for us: one
-/// that does not copy received frames (`feature-rx-copy`).
-pub(crate) fn agree(store: &impl Store, backend: &str, options: Options) -> Option<Agreed> {
+/// that does not copy received frames (`feature-rx-copy`). `dir` is our own directory.
+pub(crate) fn agree(store: &impl Store, dir: &str, backend: &str, options: Options) -> Option<Agreed> {
     let flag = |key| number(store, backend, key) == Some(1);
     if !flag(keys::FEATURE_RX_COPY) {
         return None;
@@ -129,7 +146,15 @@ pub(crate) fn agree(store: &impl Store, backend: &str, options: Options) -> Opti
     let gso_v4 = flag(keys::FEATURE_GSO_TCPV4) && blank_v4 && options.tcp_segmentation == Use::Offered;
     let channels = if flag(keys::FEATURE_SPLIT_EVENT_CHANNELS) { Channels::Split } else { Channels::Shared };
     let segments = options.segments;
-    Some(Agreed { channels, rx, tx: tx::Terms { mode, blank_v4, blank_v6, gso_v4 }, segments })
+    let trusted = number(store, dir, keys::TRUSTED) == Some(1);
+    let wanted = match options.staged {
+        Stage::IfTrusted => trusted,
+        Stage::Always => true,
+        Stage::Never => false,
+    };
+    let reading = if trusted { Reading::InPlace } else { Reading::Copied };
+    let staged = (wanted && flag(keys::FEATURE_CTRL_RING)).then_some(reading);
+    Some(Agreed { channels, rx, tx: tx::Terms { mode, blank_v4, blank_v6, gso_v4 }, segments, staged })
 }
 
 /// What the frontend's directory is to hold: a value for each key, or `None` for one that must not be there,

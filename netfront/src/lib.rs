@@ -20,13 +20,15 @@ mod link;
 pub mod platform;
 mod pool;
 mod rx;
+mod staging;
 mod tx;
 mod vif;
 
 pub use counters::{ContainerRejects, Counters, RxCounters, RxDrops, TxCounters};
 pub use device::{RxToken, TxToken};
-pub use features::{Agreed, Options, Use};
+pub use features::{Agreed, Options, Stage, Use};
 pub use frontend::{Fired, Netfront};
 pub use link::Readiness;
+pub use pool::Reading;
 pub use rx::Broken;
-pub use vif::{Change, Event, Problem, Vif};
+pub use vif::{Change, Event, Problem, Staged, Vif};

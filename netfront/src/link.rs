@@ -11,7 +11,9 @@ use drayage_wire::keys;
 use crate::counters::Counters;
 use crate::features::{Agreed, Channels, Details, container_details, stock_details};
 use crate::platform::{DomainId, Platform, Port, Refused, StillInUse};
+use crate::pool::Reading;
 use crate::rx::{Broken, RxQueue};
+use crate::staging::{Progress, Staging};
 use crate::tx::TxQueue;
 
 /// What may be done until the next event.
@@ -38,6 +40,8 @@ struct Ports {
 pub(crate) struct Link<P> {
     pub(crate) rx: RxQueue<P>,
     pub(crate) tx: TxQueue<P>,
+    /// The control ring, where the backend has one and is asked to map pages.
+    staging: Option<Box<Staging<P>>>,
     platform: P,
     ports: Option<Ports>,
     agreed: Agreed,
@@ -48,6 +52,7 @@ pub(crate) struct Link<P> {
 pub(crate) struct Remains<P> {
     rx: RxQueue<P>,
     tx: TxQueue<P>,
+    staging: Option<Box<Staging<P>>>,
 }
 
 impl<P: Platform> Remains<P> {
@@ -57,7 +62,8 @@ impl<P: Platform> Remains<P> {
     /// [`StillInUse`]: to be asked again later.
     pub(crate) fn reclaim(&mut self) -> Result<(), StillInUse> {
         let rx = self.rx.reclaim();
-        self.tx.reclaim().and(rx)
+        let staging = self.staging.as_mut().map_or(Ok(()), |staging| staging.reclaim());
+        self.tx.reclaim().and(rx).and(staging)
     }
 }
 
@@ -81,19 +87,20 @@ impl<P: Platform + Clone> Link<P> {
                 return Err(without_remains(why));
             }
         };
-        let mut link = Self { rx, tx, platform: platform.clone(), ports: None, agreed };
+        let mut link = Self { rx, tx, staging: None, platform: platform.clone(), ports: None, agreed };
         match link.share(peer) {
             Ok(details) => Ok((link, details)),
             Err(why) => Err(Failed { why, remains: link.close() }),
         }
     }
-}
 
-impl<P: Platform> Link<P> {
     fn share(&mut self, peer: DomainId) -> Result<Details, Refused> {
         let mut details = stock_details(&self.agreed);
         details.push((keys::TX_RING_REF, Some(self.tx.open(peer, self.agreed.tx)?.to_string())));
-        details.push((keys::RX_RING_REF, Some(self.rx.open(peer, self.agreed.rx)?.to_string())));
+        details.push((
+            keys::RX_RING_REF,
+            Some(self.rx.open(peer, self.agreed.rx, self.agreed.staged)?.to_string()),
+        ));
         let rx = self.platform.alloc_unbound(peer)?;
         self.ports = Some(Ports { rx, tx: rx });
         let (one, two) = match self.agreed.channels {
@@ -109,9 +116,20 @@ impl<P: Platform> Link<P> {
         details.push((keys::EVENT_CHANNEL_RX, of_rx));
         details.push((keys::EVENT_CHANNEL_TX, of_tx));
         details.extend(container_details(&self.agreed, self.rx.can_wrap()));
+        let control = match self.agreed.staged {
+            Some(reading) => {
+                let staging = self.staging.insert(Box::new(Staging::new(&self.platform, reading)?));
+                Some(staging.open(peer)?)
+            }
+            None => None,
+        };
+        details.push((keys::CTRL_RING_REF, control.map(|(reference, _)| reference.to_string())));
+        details.push((keys::EVENT_CHANNEL_CTRL, control.map(|(_, port)| port.0.to_string())));
         Ok(details)
     }
+}
 
+impl<P: Platform> Link<P> {
     /// Returns what was agreed.
     pub(crate) fn agreed(&self) -> &Agreed {
         &self.agreed
@@ -121,13 +139,53 @@ impl<P: Platform> Link<P> {
     pub(crate) fn ports(&self) -> impl Iterator<Item = Port> + use<P> {
         let ports = self.ports;
         let tx = ports.filter(|p| p.tx != p.rx).map(|p| p.tx);
-        ports.map(|p| p.rx).into_iter().chain(tx)
+        ports.map(|p| p.rx).into_iter().chain(tx).chain(self.control_port())
+    }
+
+    /// Returns the event channel of the control ring.
+    pub(crate) fn control_port(&self) -> Option<Port> {
+        self.staging.as_ref().and_then(|staging| staging.port())
+    }
+
+    /// Returns whether the control ring has something for us. Clears its event.
+    pub(crate) fn has_control_answer(&mut self) -> bool {
+        self.staging.as_mut().is_some_and(|staging| staging.has_answer())
+    }
+
+    /// Goes on with what is said over the control ring.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) fn service(&mut self, counters: &mut Counters) -> Result<Progress, Broken> {
+        match &mut self.staging {
+            Some(staging) => staging.service(&mut self.rx, &self.tx, &mut counters.rx),
+            None => Ok(Progress::None),
+        }
+    }
+
+    /// Asks for mapped pages back. Returns whether there is an answer to wait for.
+    pub(crate) fn release(&mut self) -> bool {
+        self.staging.as_mut().is_some_and(|staging| staging.release(&self.rx, &self.tx))
+    }
+
+    /// Returns how received pages are read while the backend maps them, if it does.
+    pub(crate) fn staged_rx(&self) -> Option<Reading> {
+        self.staging.as_ref().filter(|staging| staging.has_rx()).map(|_| self.rx.reading())
+    }
+
+    /// Returns whether the backend maps the pages that are sent from.
+    pub(crate) fn staged_tx(&self) -> bool {
+        self.staging.as_ref().is_some_and(|staging| staging.has_tx())
     }
 
     /// Sends an event on every channel, once: what was posted before the backend came, it may have missed.
-    pub(crate) fn kick(&self) {
+    /// Begins to talk about mapping pages.
+    pub(crate) fn kick(&mut self) {
         for port in self.ports() {
             self.platform.notify(port);
+        }
+        if let Some(staging) = &mut self.staging {
+            staging.start();
         }
     }
 
@@ -162,7 +220,7 @@ impl<P: Platform> Link<P> {
         for port in self.ports() {
             counters.events += u64::from(self.platform.take_pending(port));
         }
-        let received = self.rx.rearm();
+        let received = self.rx.rearm() || self.has_control_answer();
         let room = self.tx.rearm(frame_bytes, &mut counters.tx)?;
         Ok(match (received || room, self.tx.is_starved()) {
             (true, _) => Readiness::Busy,
@@ -189,7 +247,7 @@ impl<P: Platform> Link<P> {
         for port in self.ports() {
             self.platform.close(port);
         }
-        let mut remains = Box::new(Remains { rx: self.rx, tx: self.tx });
+        let mut remains = Box::new(Remains { rx: self.rx, tx: self.tx, staging: self.staging });
         match remains.reclaim() {
             Ok(()) => None,
             Err(StillInUse) => Some(remains),

@@ -1,7 +1,8 @@
 //! Pages shared with one backend, and when they may be borrowed: the crate's one place with `unsafe` in it
 //! (besides the forwarding in `platform`).
 //!
-//! A page that the backend can write is never a reference. [`ReceivePool`] lends bytes only of pages whose
+//! A page that the backend can write is never a reference, unless the toolstack vouches for the backend and the
+//! guest was told to rely on that ([`Reading::InPlace`]). [`ReceivePool`] else lends bytes only of pages whose
 //! grant was revoked, and keeps track of that itself; [`SendPool`] is granted read-only, so it may be borrowed
 //! at any time; [`SharedRing`] hands out its page as a ring of atomics. None of them knows what the bytes mean.
 //!
@@ -11,10 +12,11 @@
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
-use drayage_shared::SharedPage;
+use drayage_shared::{SharedBytes, SharedPage};
 use drayage_wire::PAGE_SIZE;
+use drayage_wire::control::{Gref, MAX_LIST_ENTRIES};
 use drayage_wire::netif::RING_SLOTS;
-use drayage_wire::ring::{FrontRing, RingKind};
+use drayage_wire::ring::{FrontRing, RingKind, SharedWords as _};
 
 use crate::platform::{Access, DomainId, GrantRef, Platform, RawPool, Refused, StillInUse};
 
@@ -113,10 +115,63 @@ impl<K: RingKind, P: Platform> SharedRing<K, P> {
     }
 }
 
+/// A page of its own (XSA-403) for lists of grants, granted to the backend.
+#[derive(Debug)]
+pub(crate) struct SharedList<P> {
+    words: SharedPage,
+    page: Granted<P>,
+}
+
+impl<P: Platform> SharedList<P> {
+    /// Allocates the page. It is not granted yet.
+    pub(crate) fn new(platform: P) -> Result<Self, Refused> {
+        let page = Granted::alloc(platform, 1, 0, Access::ReadWrite)?;
+        // SAFETY: the page is mapped until `reclaim` frees it, after which `fill` does not touch it; nothing
+        // else accesses it.
+        let words = unsafe { SharedPage::new(page.page(0)) };
+        Ok(Self { words, page })
+    }
+
+    /// Grants the page to the backend and returns the reference.
+    pub(crate) fn grant(&mut self, peer: DomainId) -> Result<GrantRef, Refused> {
+        self.page.grant_all(peer)?;
+        Ok(self.page.grants[0])
+    }
+
+    /// Writes a list; what is beyond a page is left out.
+    pub(crate) fn fill(&mut self, entries: impl Iterator<Item = Gref>) {
+        if self.page.freed {
+            return;
+        }
+        for (at, entry) in entries.take(MAX_LIST_ENTRIES).enumerate() {
+            for (n, word) in entry.to_words().into_iter().enumerate() {
+                // The request that names the list is published with a barrier of its own.
+                self.words.store(at * Gref::WORDS + n, word, core::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn reclaim(&mut self) -> Result<(), StillInUse> {
+        self.page.reclaim()
+    }
+}
+
+/// What keeps a received page from changing while it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Its grant is revoked first.
+    Revoked,
+    /// Nothing: the backend keeps it mapped, and is trusted not to write it before it is posted again.
+    InPlace,
+    /// Nothing: the backend keeps it mapped, so what is in it is copied into private memory first.
+    Copied,
+}
+
 /// The pages that the backend writes packets into. At first all are granted.
 #[derive(Debug)]
 pub(crate) struct ReceivePool<P> {
     pages: Granted<P>,
+    reading: Reading,
     /// A bit for each page, set while its grant is revoked: only then is the page ours to read.
     owned: [u64; 4],
 }
@@ -125,7 +180,7 @@ impl<P: Platform> ReceivePool<P> {
     /// Allocates a page for each slot of a ring; they are not granted yet, nor lent.
     pub(crate) fn new(platform: P, mirror: usize) -> Result<Self, Refused> {
         let pages = Granted::alloc(platform, RING_PAGES, mirror, Access::ReadWrite)?;
-        Ok(Self { pages, owned: [0; 4] })
+        Ok(Self { pages, reading: Reading::Revoked, owned: [0; 4] })
     }
 
     /// Grants every page to the backend.
@@ -143,17 +198,39 @@ impl<P: Platform> ReceivePool<P> {
         self.pages.grants[page]
     }
 
+    /// Returns the references of all pages.
+    pub(crate) fn grants(&self) -> &[GrantRef] {
+        &self.pages.grants
+    }
+
+    /// Returns what keeps pages from changing while they are read.
+    pub(crate) fn reading(&self) -> Reading {
+        self.reading
+    }
+
+    /// Prepares for the backend to map the pages, or to have unmapped them: says how they are read from now on.
+    /// Returns whether that can be: all pages must be granted.
+    pub(crate) fn set_reading(&mut self, reading: Reading) -> bool {
+        let all_granted = self.owned == [0; 4];
+        if all_granted {
+            self.reading = reading;
+        }
+        all_granted
+    }
+
     fn owns(&self, page: usize) -> bool {
         self.owned[page / 64] >> (page % 64) & 1 != 0
     }
 
-    /// Takes a page from the backend, whose bytes can then be lent.
-    pub(crate) fn revoke(&mut self, page: usize) -> Result<(), StillInUse> {
-        if !self.owns(page) {
-            self.pages.platform.revoke(self.pages.grants[page])?;
-            self.owned[page / 64] |= 1 << (page % 64);
+    /// Takes a page from the backend, whose bytes can then be lent. One that may be mapped stays granted.
+    /// Returns whether it was revoked.
+    pub(crate) fn revoke(&mut self, page: usize) -> Result<bool, StillInUse> {
+        if self.reading != Reading::Revoked || self.owns(page) {
+            return Ok(false);
         }
-        Ok(())
+        self.pages.platform.revoke(self.pages.grants[page])?;
+        self.owned[page / 64] |= 1 << (page % 64);
+        Ok(true)
     }
 
     /// Gives a page to the backend again. Returns whether it was ours.
@@ -179,15 +256,43 @@ impl<P: Platform> ReceivePool<P> {
         }
         // A page in the mirror is the page whose second mapping it is.
         let mut touched = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
-        if !touched.all(|page| self.owns(page % RING_PAGES)) {
+        let readable = match self.reading {
+            Reading::Revoked => touched.all(|page| self.owns(page % RING_PAGES)),
+            Reading::InPlace => true,
+            Reading::Copied => false,
+        };
+        if !readable {
             return None;
         }
         // SAFETY: `start` lies in the pool, as `end` does.
         let at = unsafe { raw.base.add(start) };
-        // SAFETY: the range was bounded above and is mapped while the pool lives. All its pages are revoked,
-        // so no other domain writes it; none is granted again while the result is alive, since `regrant`
-        // borrows `self` mutably; and this program never writes the pool.
+        // SAFETY: the range was bounded above and is mapped while the pool lives, and this program never writes
+        // the pool. No other domain writes the range while the result is alive:
+        // * `Revoked`: all its pages are revoked, and none is granted again, since `regrant` borrows `self`
+        //   mutably.
+        // * `InPlace`: the backend maps the pages and *could* write. It is trusted not to: this mode is only set
+        //   where the toolstack wrote `trusted=1` for this vif, which says that the guest relies on its backend
+        //   as it relies on domain 0. SPEC.md, section 7, obliges a backend to write a staged page only between
+        //   its request and its response; the pages of the range are posted again (`push` in `rx`, which
+        //   borrows the queue and so this pool mutably) only after the result is gone.
         Some(unsafe { core::slice::from_raw_parts(at.as_ptr(), len) })
+    }
+
+    /// Copies bytes of pages that the backend can write into private memory: from `offset` in page `first` on,
+    /// over page boundaries and into the mirror. Returns whether the pool has them; nothing is else copied.
+    pub(crate) fn copy_out(&mut self, first: usize, offset: usize, into: &mut [u8]) -> bool {
+        let raw = &self.pages.raw;
+        let Some(start) = first.checked_mul(PAGE_SIZE).and_then(|start| start.checked_add(offset)) else {
+            return false;
+        };
+        if self.pages.freed {
+            return false;
+        }
+        let len = (raw.pages + raw.mirrored) * PAGE_SIZE;
+        // SAFETY: the pool is valid over that many bytes while it is not freed, which it is not while the value
+        // lives. `self` is borrowed mutably, so nothing is lent of it.
+        let bytes = unsafe { SharedBytes::new(raw.base, len) };
+        bytes.copy_out(start, into).is_ok()
     }
 
     pub(crate) fn reclaim(&mut self) -> Result<(), StillInUse> {
@@ -211,6 +316,11 @@ impl<P: Platform> SendPool<P> {
     /// Grants every page to the backend.
     pub(crate) fn grant_all(&mut self, peer: DomainId) -> Result<(), Refused> {
         self.0.grant_all(peer)
+    }
+
+    /// Returns the references of all pages.
+    pub(crate) fn grants(&self) -> &[GrantRef] {
+        &self.0.grants
     }
 
     /// Returns how many pages are mapped a second time behind the last.

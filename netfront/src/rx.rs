@@ -18,8 +18,8 @@ use drayage_wire::ring::Overrun;
 
 use crate::chain::{Chain, Flaw, MAX_DATA_SLOTS, Progress};
 use crate::counters::RxCounters;
-use crate::platform::{DomainId, Platform, Refused, StillInUse};
-use crate::pool::{ReceivePool, SharedRing};
+use crate::platform::{DomainId, GrantRef, Platform, Refused, StillInUse};
+use crate::pool::{Reading, ReceivePool, SharedRing};
 
 /// Pages of a receive pool that are mapped twice: the longest chain less one, behind slot 255.
 pub(crate) const MIRROR_PAGES: usize = 15;
@@ -36,6 +36,8 @@ pub enum Broken {
     Overrun(Overrun),
     /// It still uses a page that it has said to be done with (XSA-396).
     PageInUse,
+    /// It answered a request on the control ring that was not made.
+    WrongAnswer,
 }
 
 impl core::fmt::Display for Broken {
@@ -43,6 +45,7 @@ impl core::fmt::Display for Broken {
         match self {
             Self::Overrun(overrun) => write!(f, "backend broke the ring: {overrun}"),
             Self::PageInUse => write!(f, "backend still uses a page after its response"),
+            Self::WrongAnswer => write!(f, "backend answered a control request that was not made"),
         }
     }
 }
@@ -78,14 +81,15 @@ pub(crate) enum Mode {
 pub(crate) enum Place {
     /// In the pool.
     Pool { first: usize, offset: usize, len: usize },
-    /// At the start of the scratch.
-    Scratch { len: usize },
+    /// In the scratch.
+    Scratch { offset: usize, len: usize },
 }
 
 /// The container whose packets are being lent.
 #[derive(Clone, Copy, Debug)]
 struct Current {
-    first: usize,
+    /// The page that it starts in; `None` when it is in the scratch.
+    first: Option<usize>,
     next: usize,
 }
 
@@ -104,8 +108,11 @@ pub(crate) struct RxQueue<P> {
     manifest: Box<Manifest>,
     /// The sequence number that the next container should have.
     sequence: u32,
-    /// Frames that do not lie in one piece are copied here; empty where containers are spoken.
+    /// Frames that do not lie in one piece are copied here, and all that is received where the backend might
+    /// change it; empty where neither can be.
     scratch: Box<[u8]>,
+    /// Pages are to be revoked again before they are read, as soon as nothing is lent.
+    unstage_due: bool,
     notify: bool,
 }
 
@@ -132,6 +139,7 @@ impl<P: Platform + Clone> RxQueue<P> {
             manifest: Box::new(Manifest::new()),
             sequence: 0,
             scratch: Box::default(),
+            unstage_due: false,
             notify: false,
         })
     }
@@ -139,9 +147,15 @@ impl<P: Platform + Clone> RxQueue<P> {
 
 impl<P: Platform> RxQueue<P> {
     /// Grants everything, posts all buffers and returns the ring's reference.
-    pub(crate) fn open(&mut self, peer: DomainId, mode: Mode) -> Result<u32, Refused> {
+    /// `staged` is how pages are read that the backend maps, if it is asked to map them.
+    pub(crate) fn open(
+        &mut self,
+        peer: DomainId,
+        mode: Mode,
+        staged: Option<Reading>,
+    ) -> Result<u32, Refused> {
         self.mode = mode;
-        if mode == Mode::Frames {
+        if mode == Mode::Frames || staged == Some(Reading::Copied) {
             self.scratch = vec![0; MAX_DATA_SLOTS * PAGE_SIZE].into_boxed_slice();
         }
         self.pool.grant_all(peer)?;
@@ -150,6 +164,32 @@ impl<P: Platform> RxQueue<P> {
         // Nobody listens yet; the backend is told once it is there.
         self.notify = false;
         Ok(reference.0)
+    }
+
+    /// Returns the references of all pages.
+    pub(crate) fn grants(&self) -> &[GrantRef] {
+        self.pool.grants()
+    }
+
+    /// Returns what keeps pages from changing while they are read.
+    pub(crate) fn reading(&self) -> Reading {
+        self.pool.reading()
+    }
+
+    /// Prepares for the backend to map all pages: none is revoked from here on. Returns whether that can be,
+    /// which it cannot while something is lent.
+    pub(crate) fn stage(&mut self, reading: Reading, counters: &mut RxCounters) -> bool {
+        if self.current.is_some() {
+            return false;
+        }
+        self.repost(counters);
+        self.unstage_due = false;
+        self.pool.set_reading(reading)
+    }
+
+    /// Goes back to revoking pages, from the next chain on: the backend maps none of them.
+    pub(crate) fn unstage(&mut self) {
+        self.unstage_due = true;
     }
 
     /// Returns whether a chain may go from the last slot to the first.
@@ -223,7 +263,7 @@ impl<P: Platform> RxQueue<P> {
     pub(crate) fn bytes(&self, place: Place) -> Option<&[u8]> {
         match place {
             Place::Pool { first, offset, len } => self.pool.bytes(first, offset, len),
-            Place::Scratch { len } => self.scratch.get(..len),
+            Place::Scratch { offset, len } => self.scratch.get(offset..offset.checked_add(len)?),
         }
     }
 
@@ -237,7 +277,11 @@ impl<P: Platform> RxQueue<P> {
         current.next += 1;
         counters.super_frames += u64::from(packet.meta.gso.is_some());
         let (offset, len) = (usize::from(packet.offset), usize::from(packet.len));
-        Some((Place::Pool { first: current.first, offset, len }, packet.meta.checksum))
+        let place = match current.first {
+            Some(first) => Place::Pool { first, offset, len },
+            None => Place::Scratch { offset, len },
+        };
+        Some((place, packet.meta.checksum))
     }
 
     /// Takes responses until a chain is complete and good. For a container, returns its first packet.
@@ -246,6 +290,10 @@ impl<P: Platform> RxQueue<P> {
         counters: &mut RxCounters,
         work: &mut u32,
     ) -> Result<Option<(Place, Checksum)>, Broken> {
+        if self.unstage_due {
+            self.unstage_due = false;
+            self.pool.set_reading(Reading::Revoked);
+        }
         // The previous frame or container is done with. A container's pages go back at once, those of plain
         // frames by the batch.
         let batch = if self.mode == Mode::Frames { REPOST_BATCH } else { 1 };
@@ -329,8 +377,8 @@ impl<P: Platform> RxQueue<P> {
             return Ok(None);
         }
         for piece in self.chain.pieces() {
-            self.pool.revoke(usize::from(piece.slot))?;
-            counters.revokes += 1;
+            let revoked = self.pool.revoke(usize::from(piece.slot))?;
+            *if revoked { &mut counters.revokes } else { &mut counters.unrevoked } += 1;
         }
         match self.mode {
             Mode::Frames => {
@@ -344,7 +392,8 @@ impl<P: Platform> RxQueue<P> {
     fn place_frame(&mut self, counters: &mut RxCounters) -> Option<Place> {
         let first = self.chain.pieces().first()?;
         let len = self.chain.bytes();
-        if self.chain.is_contiguous() {
+        let copied = self.pool.reading() == Reading::Copied;
+        if self.chain.is_contiguous() && !copied {
             let place =
                 Place::Pool { first: usize::from(first.slot), offset: usize::from(first.offset), len };
             if self.bytes(place).is_some() {
@@ -354,17 +403,29 @@ impl<P: Platform> RxQueue<P> {
         let mut at = 0;
         for piece in self.chain.pieces() {
             let (offset, len) = (usize::from(piece.offset), usize::from(piece.len));
-            let from = self.pool.bytes(usize::from(piece.slot), offset, len)?;
-            self.scratch.get_mut(at..at + len)?.copy_from_slice(from);
+            let into = self.scratch.get_mut(at..at + len)?;
+            if copied {
+                self.pool.copy_out(usize::from(piece.slot), offset, into).then_some(())?;
+            } else {
+                into.copy_from_slice(self.pool.bytes(usize::from(piece.slot), offset, len)?);
+            }
             at += len;
         }
-        counters.linearised += 1;
-        Some(Place::Scratch { len })
+        *if copied { &mut counters.private_copies } else { &mut counters.linearised } += 1;
+        Some(Place::Scratch { offset: 0, len })
     }
 
     fn open_container(&mut self, counters: &mut RxCounters) -> Option<(Place, Checksum)> {
         let first = usize::from(self.chain.pieces().first()?.slot);
-        let bytes = self.pool.bytes(first, 0, self.chain.bytes())?;
+        let len = self.chain.bytes();
+        let (bytes, first) = if self.pool.reading() == Reading::Copied {
+            let private = self.scratch.get_mut(..len)?;
+            self.pool.copy_out(first, 0, private).then_some(())?;
+            counters.private_copies += 1;
+            (&*private, None)
+        } else {
+            (self.pool.bytes(first, 0, len)?, Some(first))
+        };
         let header = match self.manifest.read(bytes) {
             Ok(header) => header,
             Err(reason) => {

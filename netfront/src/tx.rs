@@ -18,7 +18,7 @@ use drayage_wire::netif::{
 };
 
 use crate::counters::TxCounters;
-use crate::platform::{DomainId, Platform, Refused, StillInUse};
+use crate::platform::{DomainId, GrantRef, Platform, Refused, StillInUse};
 use crate::pool::{SendPool, SharedRing};
 use crate::rx::{Broken, MIRROR_PAGES};
 
@@ -128,6 +128,11 @@ impl<P: Platform> TxQueue<P> {
         }
         self.pool.grant_all(peer)?;
         Ok(self.ring.grant(peer)?.0)
+    }
+
+    /// Returns the references of all pages, read-only for the backend.
+    pub(crate) fn grants(&self) -> &[GrantRef] {
+        self.pool.grants()
     }
 
     /// Returns the longest frame that can be sent, in bytes.

@@ -19,7 +19,9 @@ use crate::counters::Counters;
 use crate::features::{Agreed, Details, Options, agree, join, number};
 use crate::link::{Failed, Link, Readiness, Remains};
 use crate::platform::{DomainId, End, Platform, Port, Refused, Store, StoreError, Transaction};
+use crate::pool::Reading;
 use crate::rx::Broken;
+use crate::staging::Progress;
 
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET_HEADER_BYTES: usize = 14;
@@ -64,6 +66,8 @@ impl core::error::Error for Problem {}
 pub enum Event {
     /// Packets flow. Address and MTU may be new.
     Up,
+    /// It is settled which pages the backend maps: see [`Vif::staged`].
+    Staged,
     /// Packets do not flow any more.
     Down,
     /// The vif is gone.
@@ -97,10 +101,30 @@ enum Phase {
     Connecting,
     /// Packets flow.
     Connected,
+    /// The backend is to unmap our pages; then we close.
+    Releasing(Closer),
     /// We want to close; the backend is to follow.
     Closing,
     /// Closed.
     Closed,
+}
+
+/// Who closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closer {
+    /// We do: the backend is to follow.
+    Us,
+    /// The backend does.
+    Backend,
+}
+
+/// Which pages a backend maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// How received pages are read meanwhile; `None` when they are not mapped.
+    pub rx: Option<Reading>,
+    /// Whether those are mapped that are sent from.
+    pub tx: bool,
 }
 
 /// Whether a vif still exists.
@@ -231,11 +255,22 @@ impl<P: Platform> Vif<P> {
         if self.is_up() { self.link.as_mut() } else { None }
     }
 
+    /// Returns which pages the backend maps.
+    pub fn staged(&self) -> Staged {
+        let link = self.link.as_ref();
+        Staged { rx: link.and_then(Link::staged_rx), tx: link.is_some_and(Link::staged_tx) }
+    }
+
     /// Returns the event channels to sleep on. None before the backend is connected: an event that comes
-    /// earlier is nobody's to clear yet, and a sleep on its channel would end at once, again and again.
+    /// earlier is nobody's to clear yet, and a sleep on its channel would end at once, again and again. Only
+    /// that of the control ring while the backend is to unmap pages.
     pub fn ports(&self) -> impl Iterator<Item = Port> + use<P> {
         let link = if self.is_up() { self.link.as_ref() } else { None };
-        link.map(Link::ports).into_iter().flatten()
+        let control = match (self.phase, &self.link) {
+            (Phase::Releasing(_), Some(link)) => link.control_port(),
+            _ => None,
+        };
+        link.map(Link::ports).into_iter().flatten().chain(control)
     }
 
     /// Ends a round of work: hands what was sent and what was used up to the backend, and notifies it at most
@@ -272,10 +307,12 @@ impl<P: Platform> Vif<P> {
     /// Prepares for sleep: asks the backend for events, and says whether there is reason to wait for one.
     pub fn rearm(&mut self) -> Readiness {
         let longest = self.longest_frame_bytes();
-        if !self.is_up() {
-            return Readiness::SendBlocked;
-        }
+        let (up, phase) = (self.is_up(), self.phase);
         let Some(link) = &mut self.link else { return Readiness::SendBlocked };
+        if !up {
+            let answered = matches!(phase, Phase::Releasing(_)) && link.has_control_answer();
+            return if answered { Readiness::Busy } else { Readiness::SendBlocked };
+        }
         match link.rearm(longest, &mut self.counters) {
             Ok(readiness) => readiness,
             Err(broken) => {
@@ -404,7 +441,16 @@ impl<P: Platform + Store + Clone> Vif<P> {
                 self.disconnect(after);
                 self.restart(backend, after);
             }
+            // The backend waits for us to be closed, and answers until then.
+            (Phase::Connected, State::Closing) if self.release(Closer::Backend, after) => {}
             (Phase::Connecting | Phase::Connected, _) => {
+                self.closed(after);
+                self.follow_closed(backend, after);
+            }
+
+            (Phase::Releasing(_), State::Connected | State::Reconfigured) => {}
+            (Phase::Releasing(_), State::Closing) => self.phase = Phase::Releasing(Closer::Backend),
+            (Phase::Releasing(_), _) => {
                 self.closed(after);
                 self.follow_closed(backend, after);
             }
@@ -440,7 +486,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
     fn up(&mut self, after: &mut Aftermath<P>) {
         self.phase = Phase::Connected;
         self.counters.connects += 1;
-        if let Some(link) = &self.link {
+        if let Some(link) = &mut self.link {
             link.kick();
         }
         after.changes.push_back(Change { handle: self.handle, event: Event::Up });
@@ -479,7 +525,7 @@ impl<P: Platform + Store + Clone> Vif<P> {
         if after.remains.len() >= MOST_REMAINS {
             return Err(Problem::Refused(Refused::NoMemory));
         }
-        let agreed = agree(&self.platform, &self.backend, self.options).ok_or(Problem::NoCopy)?;
+        let agreed = agree(&self.platform, &self.dir, &self.backend, self.options).ok_or(Problem::NoCopy)?;
         let opened = Link::open(&self.platform, self.peer, agreed);
         let (link, details) = opened.map_err(|Failed { why, remains }| {
             after.remains.extend(remains);
@@ -530,6 +576,9 @@ impl<P: Platform + Store + Clone> Vif<P> {
 
     /// Closes the vif in order: the backend is told, and lets go first.
     pub(crate) fn close(&mut self, after: &mut Aftermath<P>) {
+        if self.phase == Phase::Connected && self.release(Closer::Us, after) {
+            return;
+        }
         match self.phase {
             Phase::Connecting | Phase::Connected => {
                 if self.phase == Phase::Connected {
@@ -539,12 +588,55 @@ impl<P: Platform + Store + Clone> Vif<P> {
                 self.set_state(State::Closing);
             }
             Phase::Waiting => self.closed(after),
-            Phase::Closing | Phase::Closed => {}
+            Phase::Releasing(_) | Phase::Closing | Phase::Closed => {}
         }
     }
 
-    /// Acts on what the data path found.
+    /// Asks a backend that maps pages of ours to unmap them, before we close. Returns whether there is an answer
+    /// to wait for; there is none of a backend that broke the connection.
+    fn release(&mut self, closer: Closer, after: &mut Aftermath<P>) -> bool {
+        let wait = self.broken.is_none() && self.link.as_mut().is_some_and(Link::release);
+        if wait {
+            after.changes.push_back(Change { handle: self.handle, event: Event::Down });
+            self.phase = Phase::Releasing(closer);
+        }
+        wait
+    }
+
+    /// Goes on to close, once the backend has unmapped what it mapped, or made clear that it will not.
+    fn released(&mut self, after: &mut Aftermath<P>) {
+        match self.phase {
+            Phase::Releasing(Closer::Us) => {
+                self.phase = Phase::Closing;
+                self.set_state(State::Closing);
+            }
+            Phase::Releasing(Closer::Backend) => {
+                self.closed(after);
+                let backend = self.state_of(&self.backend);
+                self.follow_closed(backend, after);
+            }
+            _ => {}
+        }
+    }
+
+    /// Acts on what the data path found, and on what the backend says over the control ring.
     pub(crate) fn service(&mut self, after: &mut Aftermath<P>) {
+        if let Some(link) = &mut self.link
+            && matches!(self.phase, Phase::Connected | Phase::Releasing(_))
+        {
+            match link.service(&mut self.counters) {
+                Ok(Progress::None) => {}
+                Ok(Progress::Settled) => {
+                    after.changes.push_back(Change { handle: self.handle, event: Event::Staged });
+                }
+                Ok(Progress::Released) => self.released(after),
+                Err(broken) => {
+                    self.broken = Some(broken);
+                    // One that was asked to let go has shown that it will not.
+                    self.released(after);
+                }
+            }
+        }
         if let Some(broken) = self.broken
             && matches!(self.phase, Phase::Connecting | Phase::Connected)
         {

@@ -20,6 +20,7 @@ fn nothing_asks_for_echo_by_dhcp_with_containers() {
     assert_eq!(settings.addressing(3).ipv4, Ipv4Source::Dhcp);
     assert_eq!(settings.containers, Containers { rx: Direction::Containers, tx: Direction::Containers });
     assert_eq!(settings.container_bytes, None);
+    assert_eq!(settings.staged, Staging::IfTrusted);
 }
 
 #[test]
@@ -40,6 +41,13 @@ fn every_common_setting_is_taken() {
 }
 
 #[test]
+fn pages_are_staged_as_the_setting_says() {
+    assert_eq!(Settings::parse("staged=on").unwrap().staged, Staging::On);
+    assert_eq!(Settings::parse("staged=off").unwrap().staged, Staging::Off);
+    assert!(error("staged=yes").contains("on, or off"));
+}
+
+#[test]
 fn dhcp_goes_with_a_static_ipv6_address() {
     let both = addressing("ip=dhcp,fd00::2/64");
     assert_eq!((both.ipv4, both.fixed.len()), (Ipv4Source::Dhcp, 1));
@@ -57,14 +65,14 @@ fn an_interface_between_two_with_settings_asks_by_dhcp() {
 fn unknown_keys_are_named_with_what_is_valid() {
     assert_eq!(
         error("aap=echo"),
-        "there is no setting \"aap\" (did you mean \"app\"?); valid are app, ip, gw, containers, container-bytes, port"
+        "there is no setting \"aap\" (did you mean \"app\"?); valid are app, ip, gw, containers, container-bytes, staged, port"
     );
     assert!(error("root=/dev/xvda1").starts_with("there is no setting \"root\"; valid are app, "));
     assert!(error("ip8=dhcp").contains("no setting \"ip8\""));
     assert!(error("ip01=dhcp").contains("no setting"));
     assert_eq!(
         error("app=sink rate=5"),
-        "\"rate\" is a setting of app=source, and this is app=sink; valid are app, ip, gw, containers, container-bytes, port"
+        "\"rate\" is a setting of app=source, and this is app=sink; valid are app, ip, gw, containers, container-bytes, staged, port"
     );
 }
 

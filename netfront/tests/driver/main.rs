@@ -11,6 +11,7 @@ mod offload;
 mod peer;
 mod sending;
 mod stack;
+mod staged;
 mod states;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -116,7 +116,7 @@ impl Peer {
         Some(String::from_utf8(value).unwrap())
     }
 
-    fn number(&self, key: &str) -> Option<u32> {
+    pub(crate) fn number(&self, key: &str) -> Option<u32> {
         self.read(key)?.parse().ok()
     }
 
@@ -148,7 +148,7 @@ impl Peer {
         self.store.remove(NO_TRANSACTION, &self.front_dir()).unwrap();
     }
 
-    fn map_ring(&self, key: &str) -> (SharedPage, Mapping) {
+    pub(crate) fn map_ring(&self, key: &str) -> (SharedPage, Mapping) {
         let grant = GrantRef(self.number(key).expect(key));
         let mapping = self.hv.map(BACKEND, &[(GUEST, grant)], Access::ReadWrite).unwrap();
         // SAFETY: the page stays mapped until `let_go`, which drops the ring first; the frontend reaches it by
