@@ -213,7 +213,10 @@ impl<P: SharedWords> Fabric<P> {
                 }
                 let start = region_start(*region);
                 let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
-                vif.rx.accept(memory, now_ns, frame, meta, &mut vif.counters);
+                match share {
+                    Share::All => vif.rx.accept(memory, now_ns, frame, meta, &mut vif.counters),
+                    Share::Half => vif.rx.accept_flood(memory, now_ns, frame, meta, &mut vif.counters),
+                }
             }
             Kind::Uplink { link, counters } => match link.send(frame, meta) {
                 Sent::Yes => {

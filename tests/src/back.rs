@@ -3,11 +3,15 @@
 //! Ports are masked from the moment they are taken until they are unmasked, as `/dev/xen/evtchn` does it. It knows
 //! neither rings nor packets.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use drayage::xen::{CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
+use drayage_wire::ring::SharedWords;
 use memxen::grants::{Copy, Foreign, status};
 use memxen::raw::RawPage;
 use memxen::{Hypervisor, Port};
@@ -21,10 +25,50 @@ enum Mask {
     Masked,
 }
 
+/// A moment in which a guest may write what the backend has just read, or is about to read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The backend has loaded a word of a ring.
+    Loaded,
+    /// It is about to copy from or to a page.
+    Copying,
+    /// It has.
+    Copied,
+}
+
+/// What a guest does in such moments.
+type Meddler = Rc<RefCell<Option<Box<dyn FnMut(Moment)>>>>;
+
+fn meddle(meddler: &Meddler, moment: Moment) {
+    if let Some(meddler) = &mut *meddler.borrow_mut() {
+        meddler(moment);
+    }
+}
+
+/// A mapped ring page, whose guest may write between any two loads.
+pub struct Ring {
+    page: RawPage,
+    meddler: Meddler,
+}
+
+impl SharedWords for Ring {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        let value = self.page.load(word, order);
+        meddle(&self.meddler, Moment::Loaded);
+        value
+    }
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        self.page.store(word, value, order);
+    }
+    fn full_fence(&self) {
+        self.page.full_fence();
+    }
+}
+
 /// Domain 0's access to the hypervisor.
-#[derive(Debug)]
 pub struct Back {
     hv: Hypervisor,
+    meddler: Meddler,
     /// The ports that are bound.
     ports: BTreeMap<u32, Mask>,
 }
@@ -32,7 +76,12 @@ pub struct Back {
 impl Back {
     /// Returns the access of domain 0.
     pub fn new(hv: &Hypervisor) -> Self {
-        Self { hv: hv.clone(), ports: BTreeMap::new() }
+        Self { hv: hv.clone(), meddler: Meddler::default(), ports: BTreeMap::new() }
+    }
+
+    /// Lets a guest act in the moments between two steps of the backend.
+    pub fn meddle_with(&self, meddler: impl FnMut(Moment) + 'static) {
+        *self.meddler.borrow_mut() = Some(Box::new(meddler));
     }
 
     /// Returns whether a port is pending and not masked: what makes the device file readable.
@@ -51,13 +100,15 @@ fn range(op: &CopyOp) -> std::ops::Range<usize> {
 }
 
 impl Xen for Back {
-    type Page = RawPage;
+    type Page = Ring;
 
-    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<RawPage, XenError> {
-        self.hv.raw_map(DOM0, memxen::DomainId(domain.0), memxen::GrantRef(grant.0)).map_err(|status| {
+    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Ring, XenError> {
+        let mapped = self.hv.raw_map(DOM0, memxen::DomainId(domain.0), memxen::GrantRef(grant.0));
+        let page = mapped.map_err(|status| {
             let source = io::Error::other(format!("grant operation status {status}"));
             XenError::Map { domain: domain.0, grant: grant.0, source }
-        })
+        })?;
+        Ok(Ring { page, meddler: self.meddler.clone() })
     }
 
     fn bind(&mut self, domain: DomainId, remote: EventPort) -> Result<EventPort, XenError> {
@@ -107,7 +158,9 @@ impl Xen for Back {
                 continue;
             };
             let copy = Copy::To(Self::place(op), bytes);
+            meddle(&self.meddler, Moment::Copying);
             self.hv.grant_copy(DOM0, &mut [copy], std::slice::from_mut(&mut op.status));
+            meddle(&self.meddler, Moment::Copied);
         }
     }
 
@@ -118,7 +171,9 @@ impl Xen for Back {
                 continue;
             };
             let copy = Copy::From(Self::place(op), bytes);
+            meddle(&self.meddler, Moment::Copying);
             self.hv.grant_copy(DOM0, &mut [copy], std::slice::from_mut(&mut op.status));
+            meddle(&self.meddler, Moment::Copied);
         }
     }
 

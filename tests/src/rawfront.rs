@@ -14,7 +14,7 @@ use drayage::vif::rx::{self, Accepts};
 use drayage::vif::{Connection, RemoteEvents, tx};
 use drayage::worker::Worker;
 use drayage::xen;
-use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse};
+use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse, rx_flags};
 use drayage_wire::ring::{FrontRing, SharedWords as _};
 use memxen::raw::RawPage;
 use memxen::{Access, DomainId, GrantRef, Hypervisor, Port};
@@ -113,6 +113,16 @@ impl RawFront {
         self.pages[page % PAGES].0.write(0, bytes);
     }
 
+    /// Returns a page itself, for a test that writes it at a time of its own.
+    pub fn page(&self, page: usize) -> RawPage {
+        self.pages[page % PAGES].0.clone()
+    }
+
+    /// As [`page`](Self::page), of the TX ring.
+    pub fn tx_page(&self) -> RawPage {
+        self.tx_page.clone()
+    }
+
     /// Pushes a request, if there is room.
     pub fn send(&mut self, request: TxRequest) -> bool {
         self.tx.push(request).is_some()
@@ -173,10 +183,24 @@ impl RawFront {
         self.publish();
     }
 
-    /// Takes the frames of one slot each that came, by the pages that they lie in.
+    /// Takes the frames that came, by the pages that they lie in.
     pub fn frames(&mut self) -> Vec<Vec<u8>> {
         let received = self.received();
-        received.iter().map(|a| self.read(usize::from(a.id), a.status.max(0) as usize)).collect()
+        let mut slots = received.iter().filter(|answer| answer.status > 0);
+        let mut frames = Vec::new();
+        while let Some(first) = slots.next() {
+            let mut frame = self.read(usize::from(first.id), first.status as usize);
+            if first.flags & rx_flags::EXTRA_INFO != 0 {
+                slots.next();
+            }
+            let mut more = first.flags & rx_flags::MORE_DATA != 0;
+            while more && let Some(next) = slots.next() {
+                frame.extend(self.read(usize::from(next.id), next.status as usize));
+                more = next.flags & rx_flags::MORE_DATA != 0;
+            }
+            frames.push(frame);
+        }
+        frames
     }
 
     /// Takes the answers of the TX ring, if their index can be true.

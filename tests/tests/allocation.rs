@@ -5,8 +5,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use drayage::control::details::Containers;
+use drayage_tests::fleet::{Fleet, frame, own};
 use drayage_tests::host::{UdpSink, UdpSource};
 use drayage_tests::world::{ControlPath, Shape, World};
+use drayage_wire::netif::TxRequest;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 /// The system's allocator, which counts for each thread.
@@ -76,6 +78,32 @@ fn neither_the_worker_nor_a_guest_allocates_for_a_packet() {
         world.meter = None;
         world.end();
     }
+}
+
+/// The same for what crosses from one worker to another.
+#[test]
+fn a_trunk_allocates_nothing() {
+    let mut fleet = Fleet::new(2);
+    let (mut a, mut b) = (fleet.guest(0, 5, |_| ()), fleet.guest(1, 6, |_| ()));
+    let mut moved = 0;
+    for round in 0..100 {
+        for page in 0..50 {
+            a.write(page, &frame(own(6), own(5), page as u8));
+            let gref = a.grant(page);
+            assert!(a.send(TxRequest { gref, offset: 0, flags: 0, id: 0, size: 60 }));
+        }
+        a.publish();
+        let before = allocations();
+        for worker in &mut fleet.workers {
+            worker.pass();
+        }
+        assert!(round == 0 || allocations() == before, "in round {round}");
+        a.answers();
+        moved += b.frames().len();
+        b.post_pages(0, 50);
+    }
+    assert_eq!(moved, 5000);
+    assert_eq!(fleet.workers[1].trunk_counters().received, 5000);
 }
 
 #[test]

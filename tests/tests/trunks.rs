@@ -98,6 +98,7 @@ fn rules_hold_across_workers() {
     fleet.passes();
     assert_eq!(shared.frames(), NONE);
     assert_eq!(a.frames().last(), Some(&frame(own(5), FAR, 7)));
+    b.frames();
     far.send(frame(own(6), FAR, 8));
     fleet.passes();
     fleet.sends(&mut a, &frame(BROADCAST, own(6), 9));

@@ -4,6 +4,7 @@
 //! two ends found each other.
 
 pub mod counters;
+pub mod floods;
 pub mod holds;
 pub mod multicast;
 pub mod plain;

@@ -12,6 +12,7 @@ use drayage_wire::ring::{BackRing, Index, Overrun, SharedWords};
 
 use super::Connection;
 use super::counters::{Counters, hypercalls};
+use super::floods::{Audience, Floods};
 use super::holds::Holds;
 use super::plain::FrameQueue;
 use crate::aggregate::{Aggregator, Closed, Refusal, Wrap};
@@ -114,6 +115,9 @@ pub struct Rx<P> {
     ring: BackRing<netif::Rx, P>,
     domain: DomainId,
     queue: Queue,
+    floods: Floods,
+    /// For whom what is being pushed is.
+    audience: Audience,
     accepts: Accepts,
     policy: Policy,
     /// What is learned to keep a bound on delay, where the policy is one.
@@ -145,6 +149,8 @@ impl<P: SharedWords> Rx<P> {
             ring,
             domain,
             queue,
+            floods: Floods::default(),
+            audience: Audience::One,
             accepts,
             policy,
             slo: matches!(policy, Policy::Slo { .. }).then(|| Slo::new(policy.hold_ns())),
@@ -226,11 +232,30 @@ impl<P: SharedWords> Rx<P> {
             Ok(()) => {
                 counters.rx.packets += 1;
                 counters.rx.bytes += len as u64;
+                self.floods.came(self.audience, len);
             }
             Err(Refusal::NoRoom) => counters.drops.queue_full += 1,
             Err(Refusal::TooLarge) => counters.drops.too_large += 1,
         }
         result
+    }
+
+    /// As [`accept`](Self::accept), for a frame that goes to everybody: such frames may be half of what waits.
+    pub fn accept_flood(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        frame: &[u8],
+        meta: Meta,
+        counters: &mut Counters,
+    ) {
+        if !self.floods.may_wait() {
+            counters.drops.queue_full += 1;
+            return;
+        }
+        self.audience = Audience::All;
+        self.accept(region, now_ns, frame, meta, counters);
+        self.audience = Audience::One;
     }
 
     /// Takes a copy of a frame, changed as far as this guest needs it: a blank checksum filled, a super-frame
@@ -462,6 +487,7 @@ impl<P: SharedWords> Rx<P> {
                             answers.give(0, status::DROPPED);
                         }
                     }
+                    self.floods.left(u64::from(closed.packets));
                     counters.flushes.count(closed.reason);
                     if good {
                         counters.rx.containers += 1;
@@ -494,6 +520,7 @@ impl<P: SharedWords> Rx<P> {
                     }
                 }
                 frames.release(self.emitted);
+                self.floods.left(self.emitted as u64);
             }
         }
         let range = self.first_op..op;

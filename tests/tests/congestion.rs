@@ -1,0 +1,141 @@
+//! Who does not read, reads slowly or floods, loses packets of its own: queues are bounded, and nobody waits behind
+//! another's.
+
+use drayage::aggregate::Wrap;
+use drayage::vif::{Connection, rx};
+use drayage_tests::fleet::{Fleet, frame, own};
+use drayage_tests::rawfront::RawFront;
+use drayage_tests::world::LAN;
+use drayage_wire::netif::TxRequest;
+
+const BROADCAST: [u8; 6] = [0xff; 6];
+const FAR: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn numbered(to: [u8; 6], from: [u8; 6], number: u32) -> Vec<u8> {
+    let mut frame = frame(to, from, 0);
+    frame[14..18].copy_from_slice(&number.to_le_bytes());
+    frame
+}
+
+fn number(frame: &[u8]) -> u32 {
+    u32::from_le_bytes([frame[14], frame[15], frame[16], frame[17]])
+}
+
+fn containers(connection: &mut Connection) {
+    connection.rx_format = rx::Format::Containers { size: 16_384, wrap: Wrap::Allowed };
+}
+
+/// Takes what came to a guest that speaks plain netif, and posts as many buffers again.
+fn take(front: &mut RawFront) -> Vec<u32> {
+    let received = front.received();
+    let numbers = received.iter().map(|a| number(&front.read(usize::from(a.id), 18))).collect();
+    for answer in &received {
+        front.post_pages(usize::from(answer.id), 1);
+    }
+    numbers
+}
+
+#[test]
+fn a_guest_that_does_not_read_holds_up_nobody() {
+    for format in [(|_| ()) as fn(&mut Connection), containers] {
+        let mut fleet = Fleet::new(1);
+        let far = fleet.uplink(0, LAN);
+        let stuck = fleet.guest(0, 5, format);
+        let mut neighbour = fleet.guest(0, 6, |_| ());
+        let mut came = Vec::new();
+        const COUNT: u32 = 20_000;
+        for n in 0..COUNT {
+            far.send(numbered(own(5), FAR, n));
+            far.send(numbered(own(6), FAR, n));
+            if n % 16 == 15 {
+                fleet.workers[0].pass();
+                came.extend(take(&mut neighbour));
+            }
+        }
+        fleet.passes();
+        came.extend(take(&mut neighbour));
+        assert!(came.iter().copied().eq(0..COUNT), "every one, in order: {} came", came.len());
+        let (stuck, other) = (fleet.counters(0, &stuck), fleet.counters(0, &neighbour));
+        assert_eq!((other.drops.total(), stuck.drops.total()), (0, stuck.drops.queue_full));
+        assert_eq!(stuck.rx.packets + stuck.drops.queue_full, u64::from(COUNT));
+        assert!(
+            (1000..12_000).contains(&stuck.rx.packets),
+            "what was taken is bounded: {}",
+            stuck.rx.packets
+        );
+        fleet.hv.assert_clean();
+    }
+}
+
+#[test]
+fn a_slow_guest_gets_what_its_queue_held_in_order() {
+    let mut fleet = Fleet::new(1);
+    let far = fleet.uplink(0, LAN);
+    let (mut slow, mut quick) = (fleet.guest(0, 5, |_| ()), fleet.guest(0, 6, |_| ()));
+    let (mut slowly, mut quickly) = (Vec::new(), Vec::new());
+    const COUNT: u32 = 8000;
+    for n in 0..COUNT {
+        far.send(numbered(own(5), FAR, n));
+        far.send(numbered(own(6), FAR, n));
+        if n % 16 == 15 {
+            fleet.workers[0].pass();
+            quickly.extend(take(&mut quick));
+        }
+        if n % 640 == 639 {
+            slowly.extend(take(&mut slow));
+        }
+    }
+    for _ in 0..100 {
+        fleet.passes();
+        quickly.extend(take(&mut quick));
+        slowly.extend(take(&mut slow));
+    }
+    assert!(quickly.iter().copied().eq(0..COUNT));
+    assert!(slowly.windows(2).all(|two| two[0] < two[1]), "in order, and none twice");
+    let lost = fleet.counters(0, &slow).drops.queue_full;
+    assert_eq!(slowly.len() as u64 + lost, u64::from(COUNT));
+    assert!(lost > 1000 && slowly.len() > 1000, "{lost} lost");
+    fleet.hv.assert_clean();
+}
+
+/// One guest sends to everybody as fast as its ring goes, and nobody reads as fast as that. What two others say to
+/// each other arrives all the same: what goes to everybody may fill half of a guest's queue only.
+#[test]
+fn a_broadcast_storm_leaves_room_for_what_is_meant_for_somebody() {
+    for workers in [1, 2] {
+        let mut fleet = Fleet::new(workers);
+        let mut storm = fleet.guest(0, 5, |_| ());
+        let (mut speaker, mut hearer) = (fleet.guest(0, 6, |_| ()), fleet.guest(workers - 1, 7, |_| ()));
+        let (mut said, mut heard) = (0u32, Vec::new());
+        for round in 0..400u32 {
+            for page in 0..200 {
+                storm.write(page, &numbered(BROADCAST, own(5), 1_000_000));
+                let gref = storm.grant(page);
+                storm.send(TxRequest { gref, offset: 0, flags: 0, id: 0, size: 60 });
+            }
+            storm.publish();
+            if round % 4 == 3 {
+                speaker.send_frame(250, &numbered(own(7), own(6), said));
+                said += 1;
+            }
+            for worker in &mut fleet.workers {
+                worker.pass();
+            }
+            storm.answers();
+            speaker.answers();
+            // It reads 64 in four rounds, where 800 come.
+            if round % 4 == 3 {
+                heard.extend(take(&mut hearer).into_iter().filter(|n| *n < 1_000_000));
+            }
+        }
+        for _ in 0..64 {
+            fleet.passes();
+            heard.extend(take(&mut hearer).into_iter().filter(|n| *n < 1_000_000));
+        }
+        assert!(heard.iter().copied().eq(0..said), "{} of {said} with {workers} workers", heard.len());
+        let counters = fleet.counters(workers - 1, &hearer);
+        assert!(counters.drops.queue_full > 10_000, "{:?}", counters.drops);
+        assert_eq!(counters.drops.total(), counters.drops.queue_full);
+        fleet.hv.assert_clean();
+    }
+}
