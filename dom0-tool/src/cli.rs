@@ -39,8 +39,8 @@ impl Cli {
 pub(crate) enum Command {
     /// Runs the daemon in the foreground.
     Run {
-        /// TOML file: socket, memory, realtime, [worker] threads, pin, busy_frames and holdoff_us, [attach] policy and
-        /// urgent.
+        /// TOML file: socket, memory, realtime, [worker] threads, pin, busy_frames, holdoff_us and busy_poll_us,
+        /// [attach] policy and urgent.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Runs the data path under SCHED_FIFO, ahead of all ordinary processes.
@@ -107,7 +107,8 @@ pub(crate) struct AttachArgs {
     /// Address; derived from the guest's UUID when absent.
     #[arg(long)]
     pub(crate) mac: Option<String>,
-    /// Uplink, as tap:NAME or tap:NAME,bridge=BRIDGE; guests without one hear each other only.
+    /// Uplink, as tap:NAME[,bridge=BRIDGE], packet:DEVICE or xdp:DEVICE[,queue=N][,mode=MODE]; guests without
+    /// one hear each other only.
     #[arg(long)]
     pub(crate) port: Option<String>,
     /// When containers go out: opportunistic[:deadline=US], fixed:size=BYTES,timeout=US or slo:delay=US.

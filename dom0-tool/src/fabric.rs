@@ -42,6 +42,10 @@ pub struct UplinkCounters {
     pub no_destination: u64,
     /// Passes in which frames came in.
     pub batches: u64,
+    /// Frames that were lost on its receiving side before we saw them.
+    pub receive_drops: u64,
+    /// Sleeps that it ended.
+    pub wakeups: u64,
 }
 
 /// A port.
@@ -223,6 +227,8 @@ impl<P: SharedWords> Fabric<P> {
                     counters.sent += 1;
                     counters.sent_bytes += frame.len() as u64;
                 }
+                // Counted when it is flushed.
+                Sent::Queued => {}
                 Sent::No => counters.send_drops += 1,
             },
             Kind::Trunk(_) if from.via == Via::Trunk => return Forwarded::Nobody,
@@ -231,6 +237,18 @@ impl<P: SharedWords> Fabric<P> {
             }
         }
         Forwarded::Yes
+    }
+
+    /// Sends what waits in uplinks.
+    pub(crate) fn flush(&mut self) {
+        for port in self.ports.iter_mut().flatten() {
+            if let Kind::Uplink { link, counters } = &mut port.kind {
+                let done = link.flush();
+                counters.sent += done.sent;
+                counters.sent_bytes += done.sent_bytes;
+                counters.send_drops += done.drops;
+            }
+        }
     }
 
     /// Returns how long a guest's packets were held.

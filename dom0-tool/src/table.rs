@@ -114,10 +114,13 @@ pub fn stats(stats: &Stats) -> String {
         ));
     }
     if !stats.uplinks.is_empty() {
-        let mut table = table(&["uplink", "received", "bytes", "sent", "bytes", "send drops", "batches"]);
+        let header =
+            ["uplink", "received", "bytes", "drops", "sent", "bytes", "drops", "batches", "wake-ups"];
+        let mut table = table(&header);
         for one in &stats.uplinks {
             let c = &one.counters;
-            let numbers = [c.received, c.received_bytes, c.sent, c.sent_bytes, c.send_drops, c.batches];
+            let (received, sent) = ([c.received, c.received_bytes, c.receive_drops], [c.sent, c.sent_bytes]);
+            let numbers = received.into_iter().chain(sent).chain([c.send_drops, c.batches, c.wakeups]);
             table.add_row(std::iter::once(one.port.clone()).chain(numbers.map(|n| n.to_string())));
         }
         text.push_str(&table.trim_fmt());
@@ -140,8 +143,8 @@ pub fn stats(stats: &Stats) -> String {
     }
     let w = &stats.worker;
     text.push_str(&format!(
-        "loop: passes {}, sleeps {}, batches of grant copies {}, grant copies {}",
-        w.passes, w.sleeps, w.copy_batches, w.copies
+        "loop: passes {}, sleeps {}, put off {}, polls {}, batches of grant copies {}, grant copies {}",
+        w.passes, w.sleeps, w.put_off, w.polls, w.copy_batches, w.copies
     ));
     text
 }

@@ -5,6 +5,7 @@
 //! event for each.
 //! It tells its caller when the next pass is due. It knows no xenstore, and neither waits nor makes threads.
 
+mod load;
 mod stream;
 pub mod trunks;
 
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::aggregate::REGION_BYTES;
 use crate::clock::Clock;
 use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, Via, region_start};
-use crate::port::{Batch, MAX_FRAME_BYTES, Uplink};
+use crate::port::{Budget, MAX_FRAME_BYTES, Uplink};
 use crate::rules::Guard;
 use crate::switch::{PortId, Segment};
 use crate::vif::holds::HoldTimes;
@@ -26,6 +27,7 @@ use crate::vif::rx::{Rx, Wish};
 use crate::vif::tx::{Left, Scratch, Tx};
 use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Vif};
 use crate::xen::{CopyOp, EventPort, Xen, XenError};
+use load::Load;
 use stream::Running;
 pub use stream::Target;
 
@@ -40,16 +42,19 @@ const EVENTS: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// After a pass with this many frames or more, the next look at uplinks and at guests that send is put
-    /// off, so that one wake-up serves many packets.
+    /// When this many frames or more came in within about one hold-off, the next look at uplinks and at guests
+    /// that send is put off, so that one wake-up serves many packets.
     pub busy_frames: usize,
-    /// For how long.
+    /// For how long; 0 for never.
     pub holdoff_us: u32,
+    /// How long to look again and again before sleeping, where frames came so close after each other that this
+    /// would have caught them; no look is put off then. It costs a processor of its own; 0 for never.
+    pub busy_poll_us: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { busy_frames: 8, holdoff_us: 100 }
+        Self { busy_frames: 8, holdoff_us: 100, busy_poll_us: 0 }
     }
 }
 
@@ -71,6 +76,15 @@ pub enum Uplinks {
     PutOff,
 }
 
+/// Why an uplink's descriptor ended a sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// There is something to receive.
+    Readable,
+    /// There is an error.
+    Failed,
+}
+
 /// What the loop did, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerCounters {
@@ -82,6 +96,10 @@ pub struct WorkerCounters {
     pub copies: u64,
     /// Times that the loop slept.
     pub sleeps: u64,
+    /// Passes that put the next look off.
+    pub put_off: u64,
+    /// Passes after which it looked again at once although there was nothing.
+    pub polls: u64,
 }
 
 impl std::ops::AddAssign for WorkerCounters {
@@ -90,6 +108,8 @@ impl std::ops::AddAssign for WorkerCounters {
         self.copy_batches += other.copy_batches;
         self.copies += other.copies;
         self.sleeps += other.sleeps;
+        self.put_off += other.put_off;
+        self.polls += other.polls;
     }
 }
 
@@ -111,7 +131,6 @@ pub struct Worker<X: Xen, C> {
     settings: Settings,
     fabric: Fabric<X::Page>,
     scratch: Scratch,
-    batch: Batch,
     /// The ports that are trunks, and room for a frame of one.
     trunks: Vec<PortId>,
     landing: Box<[u8; MAX_FRAME_BYTES]>,
@@ -121,6 +140,7 @@ pub struct Worker<X: Xen, C> {
     owners: Vec<Option<PortId>>,
     pending: Vec<EventPort>,
     put_off_until_ns: u64,
+    load: Load,
     stream: Option<Running>,
     faults: Vec<(PortId, Fault)>,
     counters: WorkerCounters,
@@ -135,7 +155,6 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             settings,
             fabric: Fabric::new(),
             scratch: Scratch::new(SCRATCH_BYTES),
-            batch: Batch::new(),
             trunks: Vec::new(),
             landing: Box::new([0; MAX_FRAME_BYTES]),
             manifest: Box::new(Manifest::new()),
@@ -144,6 +163,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             owners: Vec::new(),
             pending: vec![EventPort(0); EVENTS],
             put_off_until_ns: 0,
+            load: Load::default(),
             stream: None,
             faults: Vec::with_capacity(crate::fabric::MAX_GUESTS),
             counters: WorkerCounters::default(),
@@ -187,17 +207,29 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     }
 
     /// Returns the descriptors of all uplinks that have one.
-    pub fn uplink_descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.fabric.ports.iter().flatten().filter_map(|port| match &port.kind {
-            Kind::Uplink { link, .. } => link.descriptor(),
+    pub fn uplink_descriptors(&self) -> impl Iterator<Item = (PortId, BorrowedFd<'_>)> {
+        (0..).zip(&self.fabric.ports).filter_map(|(at, port)| match &port.as_ref()?.kind {
+            Kind::Uplink { link, .. } => Some((PortId(at), link.descriptor()?)),
             Kind::Guest { .. } | Kind::Trunk(_) => None,
         })
+    }
+
+    /// Counts a sleep that an uplink ended, for whoever waits on the worker's behalf.
+    pub fn note_uplink_wakeup(&mut self, id: PortId, readiness: Readiness) {
+        if let Some(Port { kind: Kind::Uplink { link, counters }, .. }) = self.fabric.port_mut(id) {
+            counters.wakeups += 1;
+            if readiness == Readiness::Failed {
+                link.clear_error();
+            }
+        }
     }
 
     /// Returns an uplink's counters.
     pub fn uplink_counters(&self, id: PortId) -> Option<UplinkCounters> {
         match &self.fabric.ports.get(usize::from(id.0))?.as_ref()?.kind {
-            Kind::Uplink { counters, .. } => Some(*counters),
+            Kind::Uplink { link, counters } => {
+                Some(UplinkCounters { receive_drops: link.receive_drops(), ..*counters })
+            }
             Kind::Guest { .. } | Kind::Trunk(_) => None,
         }
     }
@@ -321,7 +353,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let events = self.take_events();
         let mut busy = 0;
         let mut again = false;
-        if now_ns >= self.put_off_until_ns {
+        let looked = now_ns >= self.put_off_until_ns;
+        if looked {
             let (frames, left) = self.take_from_guests(now_ns);
             busy += frames;
             again |= left == Left::Some;
@@ -339,14 +372,24 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             stream = Wish::Now;
         }
         self.notify();
+        self.fabric.flush();
         if events > 0 {
             self.xen.unmask(&self.pending[..events]);
         }
-        if busy >= self.settings.busy_frames && !again {
-            self.put_off_until_ns = now_ns + u64::from(self.settings.holdoff_us) * 1000;
+        let holdoff_ns = u64::from(self.settings.holdoff_us) * 1000;
+        let poll_ns = u64::from(self.settings.busy_poll_us) * 1000;
+        let mut polls = false;
+        if looked {
+            self.load.note(now_ns, busy, holdoff_ns, poll_ns);
+            polls = !again && self.load.is_worth_polling(now_ns, poll_ns);
+            self.counters.polls += u64::from(polls && busy == 0);
+            if !again && !polls && busy > 0 && self.load.reaches(self.settings.busy_frames) {
+                self.put_off_until_ns = now_ns + holdoff_ns;
+                self.counters.put_off += 1;
+            }
         }
         let mut when = earlier(stream, handed);
-        if again || events == EVENTS {
+        if again || polls || events == EVENTS {
             when = Wish::Now;
         }
         let mut uplinks = Uplinks::Awaited;
@@ -469,26 +512,27 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             }
             let Some(mut port) = self.fabric.ports[at].take() else { continue };
             if let Kind::Uplink { link, counters } = &mut port.kind {
-                self.batch.clear();
-                link.receive(&mut self.batch);
-                if !self.batch.has_room() {
-                    left = Left::Some;
-                }
-                frames += self.batch.len();
-                counters.batches += u64::from(!self.batch.is_empty());
+                let before = counters.received;
+                let mut budget = Budget::new();
                 let from = Origin {
                     port: PortId(at as u16),
                     segment: port.segment,
                     guard: port.guard,
                     via: Via::Own,
                 };
-                for (frame, meta) in self.batch.frames() {
+                let fabric = &mut self.fabric;
+                link.receive(&mut budget, &mut |frame, meta| {
                     counters.received += 1;
                     counters.received_bytes += frame.len() as u64;
-                    if self.fabric.forward(&from, now_ns, frame, meta) != Forwarded::Yes {
+                    if fabric.forward(&from, now_ns, frame, meta) != Forwarded::Yes {
                         counters.no_destination += 1;
                     }
+                });
+                if !budget.is_left() {
+                    left = Left::Some;
                 }
+                frames += (counters.received - before) as usize;
+                counters.batches += u64::from(counters.received > before);
             }
             self.fabric.ports[at] = Some(port);
         }

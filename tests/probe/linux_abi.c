@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <linux/if.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <linux/virtio_net.h>
@@ -65,5 +66,27 @@ int main(void)
     VALUE(VIRTIO_NET_HDR_GSO_TCPV4);
     VALUE(VIRTIO_NET_HDR_GSO_TCPV6);
     VALUE(VIRTIO_NET_HDR_GSO_ECN);
+
+    VALUE(PACKET_RX_RING);
+    VALUE(PACKET_VERSION);
+    VALUE(PACKET_VNET_HDR);
+    VALUE(PACKET_COPY_THRESH);
+    VALUE(PACKET_IGNORE_OUTGOING);
+    VALUE(PACKET_ADD_MEMBERSHIP);
+    VALUE(PACKET_STATISTICS);
+    VALUE(PACKET_MR_PROMISC);
+    VALUE(TPACKET_V2);
+    VALUE(TP_STATUS_USER);
+    VALUE(TP_STATUS_COPY);
+    VALUE(TP_STATUS_VLAN_VALID);
+    VALUE(TP_STATUS_VLAN_TPID_VALID);
+    VALUE(sizeof(struct tpacket_req));
+    VALUE(sizeof(struct tpacket2_hdr));
+    VALUE(offsetof(struct tpacket2_hdr, tp_status));
+    VALUE(offsetof(struct tpacket2_hdr, tp_len));
+    VALUE(offsetof(struct tpacket2_hdr, tp_snaplen));
+    VALUE(offsetof(struct tpacket2_hdr, tp_mac));
+    VALUE(offsetof(struct tpacket2_hdr, tp_vlan_tci));
+    VALUE(offsetof(struct tpacket2_hdr, tp_vlan_tpid));
     return 0;
 }

@@ -15,7 +15,7 @@ use drayage::clock::Clock;
 use drayage::control::AttachRequest;
 use drayage::control::details::Containers;
 use drayage::policy::Policy;
-use drayage::port::{Batch, Sent, Uplink};
+use drayage::port::{Budget, Sent, Uplink};
 use drayage::store::WatchEvent;
 use drayage::switch::{Mac, Segment};
 use drayage::vif::rx::Wish;
@@ -75,16 +75,13 @@ impl Uplink for CableUplink {
         None
     }
 
-    fn receive(&mut self, batch: &mut Batch) {
-        while batch.has_room() {
+    fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {
+        while budget.is_left() {
             let Some(mut frame) = self.end.take() else { break };
             let blank = self.arriving == Arriving::Blank && checksum::blank(&mut frame).is_some();
             let checksum = if blank { Checksum::Blank } else { Checksum::Unverified };
-            let pushed = batch.push_with(|memory| {
-                memory[..frame.len()].copy_from_slice(&frame);
-                Ok::<_, std::convert::Infallible>((0..frame.len(), Meta { checksum, gso: None }))
-            });
-            let Ok(()) = pushed;
+            budget.spend(frame.len());
+            each(&frame, Meta { checksum, gso: None });
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use drayage::port::tap;
+use drayage::port::{packet, tap};
 use drayage::xen::{GNTST_GENERAL_ERROR, GNTST_OKAY, evtchn, gntdev};
 use drayage_tests::probe::{LINUX, Probe, XEN};
 
@@ -30,7 +30,9 @@ fn ioctls_structures_and_constants_are_those_of_linuxs_headers() {
     ours.insert("GNTST_okay", GNTST_OKAY.to_string());
     ours.insert("GNTST_general_error", GNTST_GENERAL_ERROR.to_string());
     ours.extend(gntdev::layout().into_iter().map(|(name, at, bytes)| (name, format!("{at}+{bytes}"))));
-    ours.extend(tap::constants().into_iter().map(|(name, value)| (name, value.to_string())));
+    for constants in [tap::constants(), packet::constants()] {
+        ours.extend(constants.into_iter().map(|(name, value)| (name, value.to_string())));
+    }
 
     for (name, value) in &theirs {
         assert_eq!(ours.get(name).map(String::as_str), Some(*value), "{name} in Linux's headers, and here");

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use super::details::Containers;
 use crate::class::Classes;
 use crate::policy::Policy;
-use crate::port::spec::TapSpec;
+use crate::port::spec::PortSpec;
 use crate::rules::Rules;
 use crate::switch::Mac;
 
@@ -28,8 +28,8 @@ pub struct Attachment {
     #[serde(serialize_with = "write_text", deserialize_with = "read_mac")]
     pub mac: Mac,
     /// The uplink of its segment.
-    #[serde(serialize_with = "write_option", deserialize_with = "read_tap")]
-    pub port: Option<TapSpec>,
+    #[serde(serialize_with = "write_option", deserialize_with = "read_port")]
+    pub port: Option<PortSpec>,
     /// When containers go out.
     #[serde(serialize_with = "write_text", deserialize_with = "read_policy")]
     pub policy: Policy,
@@ -49,7 +49,7 @@ fn write_text<S: Serializer>(value: &impl ToString, to: S) -> Result<S::Ok, S::E
     to.serialize_str(&value.to_string())
 }
 
-fn write_option<S: Serializer>(value: &Option<TapSpec>, to: S) -> Result<S::Ok, S::Error> {
+fn write_option<S: Serializer>(value: &Option<PortSpec>, to: S) -> Result<S::Ok, S::Error> {
     value.as_ref().map(ToString::to_string).serialize(to)
 }
 
@@ -58,7 +58,7 @@ fn read_mac<'de, D: Deserializer<'de>>(from: D) -> Result<Mac, D::Error> {
     drayage_wire::keys::parse_mac(text.as_bytes()).map(Mac).ok_or_else(|| D::Error::custom("bad mac"))
 }
 
-fn read_tap<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TapSpec>, D::Error> {
+fn read_port<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PortSpec>, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
 }

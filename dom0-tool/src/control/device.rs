@@ -230,6 +230,6 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             }
         }
         tracing::info!("removed vif {} of domain {:?} ({})", key.1, device.domain.name, key.0);
-        self.close_unused_taps();
+        self.close_unused_uplinks();
     }
 }

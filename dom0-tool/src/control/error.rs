@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::port::DeviceError;
 use crate::port::tap::TapError;
 use crate::store::StoreError;
 use crate::worker::ConnectError;
@@ -76,6 +77,18 @@ impl From<TapError> for Failure {
             TapError::NoTun(source) | TapError::Other { source, .. } if denied(source) => FailureKind::Denied,
             TapError::Bridge { .. } => FailureKind::NotFound,
             _ => FailureKind::Other,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        let kind = match error {
+            DeviceError::Missing(_) => FailureKind::NotFound,
+            DeviceError::NotEthernet(_) => FailureKind::BadValue,
+            DeviceError::Denied { .. } => FailureKind::Denied,
+            DeviceError::Other { .. } => FailureKind::Other,
         };
         Self::new(kind, error.to_string())
     }

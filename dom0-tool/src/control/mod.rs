@@ -9,6 +9,7 @@ mod device;
 pub mod error;
 pub mod nodes;
 pub mod plane;
+mod uplinks;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -17,11 +18,10 @@ use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
 
 use crate::class::Classes;
 use crate::policy::Policy;
-use crate::port::spec::TapSpec;
-use crate::port::tap::Tap;
+use crate::port::spec::PortSpec;
 use crate::rules::Rules;
 use crate::store::{Store, StoreError, WatchEvent};
-use crate::switch::{Mac, PortId, Segment};
+use crate::switch::{Mac, Segment};
 use crate::xen::DomainId;
 use attachment::{Attachment, Memory};
 use details::Containers;
@@ -29,6 +29,7 @@ use device::{Device, Stage};
 use error::{Failure, FailureKind};
 use nodes::{Domain, Nodes};
 use plane::DataPlane;
+use uplinks::Uplinks;
 
 /// How long a frontend may take to close before it is closed without it.
 pub const CLOSE_PATIENCE_NS: u64 = 5_000_000_000;
@@ -47,7 +48,7 @@ pub struct AttachRequest {
     /// Its address; derived from the guest's UUID when absent.
     pub mac: Option<Mac>,
     /// The uplink of its segment; none for a segment of guests alone.
-    pub port: Option<TapSpec>,
+    pub port: Option<PortSpec>,
     /// When containers go out.
     pub policy: Policy,
     /// Packets that do not wait.
@@ -69,13 +70,6 @@ pub enum Detached {
     Closing,
 }
 
-struct OpenTap {
-    spec: TapSpec,
-    segment: Segment,
-    port: PortId,
-    mtu: u16,
-}
-
 struct Remembered {
     attachment: Attachment,
     /// Since when there is no such guest.
@@ -90,8 +84,7 @@ pub struct Manager<S, D> {
     memory: Memory,
     devices: BTreeMap<(DomainId, u32), Device>,
     remembered: Vec<Remembered>,
-    taps: BTreeMap<String, OpenTap>,
-    next_segment: u16,
+    uplinks: Uplinks,
 }
 
 impl<S: Store, D: DataPlane> Manager<S, D> {
@@ -109,8 +102,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             memory,
             devices: BTreeMap::new(),
             remembered: Vec::new(),
-            taps: BTreeMap::new(),
-            next_segment: LOCAL.0 + 1,
+            uplinks: Uplinks::new(LOCAL),
         })
     }
 
@@ -130,7 +122,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         })?;
         for attachment in attachments {
             if let Some(spec) = &attachment.port
-                && let Err(failure) = self.open_tap(&spec.clone())
+                && let Err(failure) = self.uplinks.open(spec, &mut self.data)
             {
                 tracing::warn!("not attaching {:?} again: {failure}", attachment.name);
                 continue;
@@ -208,10 +200,10 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             rules: request.rules,
         };
         if let Some(spec) = &request.port {
-            self.open_tap(spec)?;
+            self.uplinks.open(spec, &mut self.data)?;
         }
         if let Err(failure) = self.start(&domain, &attachment) {
-            self.close_unused_taps();
+            self.close_unused_uplinks();
             return Err(failure);
         }
         // A guest of the same UUID that is gone left its place to this one.
@@ -252,7 +244,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     fn start(&mut self, domain: &Domain, attachment: &Attachment) -> Result<(), Failure> {
         let vif = attachment.vif;
         let (segment, mtu) = match &attachment.port {
-            Some(spec) => self.taps.get(&spec.name).map_or((LOCAL, 1500), |tap| (tap.segment, tap.mtu)),
+            Some(spec) => self.uplinks.get(spec).map_or((LOCAL, 1500), |open| (open.segment, open.mtu)),
             None => (LOCAL, 1500),
         };
         let nodes = Nodes::new(self.own, domain.id, vif);
@@ -268,36 +260,14 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         Ok(())
     }
 
-    fn open_tap(&mut self, spec: &TapSpec) -> Result<(), Failure> {
-        if let Some(open) = self.taps.get(&spec.name) {
-            if spec.bridge.is_some() && open.spec.bridge != spec.bridge {
-                let message = format!("{} is open already, as {}", spec, open.spec);
-                return Err(Failure::new(FailureKind::Taken, message));
-            }
-            return Ok(());
-        }
-        let (tap, mtu) = Tap::open(spec)?;
-        let segment = Segment(self.next_segment);
-        let port = self.data.add_uplink(segment, Box::new(tap)).ok_or_else(|| {
-            Failure::new(FailureKind::Other, format!("no room for another uplink ({spec})"))
-        })?;
-        self.next_segment = self.next_segment.wrapping_add(1).max(LOCAL.0 + 1);
-        self.taps.insert(spec.name.clone(), OpenTap { spec: spec.clone(), segment, port, mtu });
-        Ok(())
-    }
-
-    fn close_unused_taps(&mut self) {
-        let used = |name: &String| {
-            let names = |port: &Option<TapSpec>| port.as_ref().is_some_and(|spec| spec.name == *name);
-            self.remembered.iter().any(|r| names(&r.attachment.port))
-                || self.devices.values().any(|d| names(&d.attachment.port))
-        };
-        let unused: Vec<String> = self.taps.keys().filter(|name| !used(name)).cloned().collect();
-        for name in unused {
-            if let Some(tap) = self.taps.remove(&name) {
-                self.data.remove_uplink(tap.port);
-            }
-        }
+    fn close_unused_uplinks(&mut self) {
+        let Self { remembered, devices, uplinks, data, .. } = self;
+        let remembered = remembered.iter().map(|r| &r.attachment);
+        let used: Vec<&PortSpec> = remembered
+            .chain(devices.values().map(|device| &device.attachment))
+            .filter_map(|attachment| attachment.port.as_ref())
+            .collect();
+        uplinks.close_all_but(&used, data);
     }
 
     fn save(&self) {
@@ -351,7 +321,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             .retain(|r| r.attachment.name != name || vif.is_some_and(|vif| vif != r.attachment.vif));
         if self.remembered.len() < before {
             self.save();
-            self.close_unused_taps();
+            self.close_unused_uplinks();
             return Ok(((DomainId(0), 0), Detached::Done));
         }
         self.find(name)?;
@@ -492,7 +462,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         self.remembered.retain(|r| r.gone_since_ns.is_none_or(|since| since + REBOOT_PATIENCE_NS > now_ns));
         if self.remembered.len() < before {
             self.save();
-            self.close_unused_taps();
+            self.close_unused_uplinks();
         }
     }
 }

@@ -148,9 +148,9 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     /// Returns the counters of all uplinks.
     pub fn uplinks(&mut self) -> Vec<UplinkStats> {
         let mut all = Vec::new();
-        for tap in self.taps.values() {
-            let counters = self.data.uplink_counters(tap.port).unwrap_or_default();
-            all.push(UplinkStats { port: tap.spec.to_string(), counters });
+        for open in self.uplinks.all() {
+            let counters = self.data.uplink_counters(open.port).unwrap_or_default();
+            all.push(UplinkStats { port: open.spec.to_string(), counters });
         }
         all
     }

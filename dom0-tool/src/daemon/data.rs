@@ -13,8 +13,9 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::bell::Bell;
 use crate::clock::Monotonic;
+use crate::switch::PortId;
 use crate::vif::rx::Wish;
-use crate::worker::{Uplinks, Worker};
+use crate::worker::{Readiness, Uplinks, Worker};
 use crate::xen::{Linux, Xen};
 
 /// A worker of the daemon.
@@ -99,23 +100,37 @@ fn serve(worker: &mut LinuxWorker, inbox: &Receiver<Job>, bell: &Bell, on_fault:
     true
 }
 
-fn sleep(worker: &LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Option<&Timespec>) {
+fn sleep(worker: &mut LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Option<&Timespec>) {
     /// More than these are looked at when something else wakes us, or every so often.
     const MOST: usize = 2 + crate::MAX_UPLINKS;
     let mut list: [PollFd<'_>; MOST] = std::array::from_fn(|_| PollFd::new(bell, PollFlags::IN));
+    let mut ports = [PortId(0); MOST];
     let mut used = 1;
     if let Some(events) = worker.xen().event_descriptor() {
         list[used] = PollFd::from_borrowed_fd(events, PollFlags::IN);
         used += 1;
     }
+    let first = used;
     if uplinks == Uplinks::Awaited {
-        for (slot, link) in list[used..].iter_mut().zip(worker.uplink_descriptors()) {
-            *slot = PollFd::from_borrowed_fd(link, PollFlags::IN);
+        for (port, link) in worker.uplink_descriptors().take(MOST - first) {
+            list[used] = PollFd::from_borrowed_fd(link, PollFlags::IN);
+            ports[used] = port;
             used += 1;
         }
     }
     // Interrupted or not, the next pass looks at everything.
-    let _ = poll(&mut list[..used], timeout);
+    let woken = poll(&mut list[..used], timeout).is_ok_and(|ready| ready > 0);
+    if !woken || used == first {
+        return;
+    }
+    let ready: [PollFlags; MOST] = std::array::from_fn(|at| list[at].revents());
+    for (port, flags) in ports.iter().zip(&ready).take(used).skip(first) {
+        if flags.contains(PollFlags::ERR) {
+            worker.note_uplink_wakeup(*port, Readiness::Failed);
+        } else if flags.contains(PollFlags::IN) {
+            worker.note_uplink_wakeup(*port, Readiness::Readable);
+        }
+    }
 }
 
 impl DataThread {

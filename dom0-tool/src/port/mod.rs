@@ -1,12 +1,17 @@
 //! What stands at the switch beside the guests: uplinks into the kernel's network, a traffic generator, and
 //! a sink.
 //!
-//! It knows no guest, no ring and no hypervisor.
+//! It knows no guest, no ring of a guest's and no hypervisor.
 
+mod device;
 pub mod generator;
+mod mapping;
+mod outbox;
+pub mod packet;
 pub mod sink;
 pub mod spec;
 pub mod tap;
+mod vnet;
 
 use std::os::fd::BorrowedFd;
 
@@ -14,79 +19,40 @@ use drayage_wire::container::Meta;
 
 /// The longest frame that an uplink hands over: 64 KiB and an Ethernet header with a VLAN tag.
 pub const MAX_FRAME_BYTES: usize = 65_535 + 18;
-/// Frames that one uplink hands over in one pass, at most.
-pub const BATCH_FRAMES: usize = 64;
-/// Bytes of the memory for them.
-const BATCH_BYTES: usize = 4 * MAX_FRAME_BYTES + BATCH_FRAMES * 2048;
+/// Frames that one uplink hands over in one pass, at most. The memory in which they wait for a guest holds several
+/// times as much: what comes in faster than it goes out in between is lost.
+pub const BATCH_FRAMES: usize = 128;
+/// Bytes in them, at most (and one frame).
+pub const BATCH_BYTES: usize = 96 * 1024;
 
-/// Frames that an uplink handed over.
-#[derive(Debug)]
-pub struct Batch {
-    memory: Box<[u8]>,
-    frames: Vec<Received>,
-    used: usize,
-}
-
+/// How much an uplink may still hand over in a pass.
 #[derive(Clone, Copy, Debug)]
-struct Received {
-    start: u32,
-    len: u32,
-    meta: Meta,
+pub struct Budget {
+    frames: usize,
+    bytes: usize,
 }
 
-impl Default for Batch {
+impl Budget {
+    /// Makes a whole one.
+    pub fn new() -> Self {
+        Self { frames: BATCH_FRAMES, bytes: BATCH_BYTES }
+    }
+
+    /// Returns whether another frame may be handed over.
+    pub fn is_left(self) -> bool {
+        self.frames > 0 && self.bytes > 0
+    }
+
+    /// Takes a frame's share.
+    pub fn spend(&mut self, len: usize) {
+        self.frames -= 1;
+        self.bytes = self.bytes.saturating_sub(len);
+    }
+}
+
+impl Default for Budget {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Batch {
-    /// Makes an empty batch.
-    pub fn new() -> Self {
-        let memory = vec![0; BATCH_BYTES].into_boxed_slice();
-        Self { memory, frames: Vec::with_capacity(BATCH_FRAMES), used: 0 }
-    }
-
-    /// Forgets the frames.
-    pub fn clear(&mut self) {
-        self.frames.clear();
-        self.used = 0;
-    }
-
-    /// Returns how many frames there are.
-    pub fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    /// Returns whether there is no frame.
-    pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
-    /// Returns whether another frame of any size can be taken.
-    pub fn has_room(&self) -> bool {
-        self.frames.len() < BATCH_FRAMES && self.memory.len() - self.used >= MAX_FRAME_BYTES + 64
-    }
-
-    /// Adds a frame that `fill` writes into the memory it is given (at least [`MAX_FRAME_BYTES`] and 64 more).
-    /// `fill` returns where in there the frame is, and what travels beside it.
-    ///
-    /// # Errors
-    /// What `fill` says; nothing is then added.
-    pub fn push_with<E>(
-        &mut self,
-        fill: impl FnOnce(&mut [u8]) -> Result<(std::ops::Range<usize>, Meta), E>,
-    ) -> Result<(), E> {
-        let (range, meta) = fill(&mut self.memory[self.used..])?;
-        let start = self.used + range.start;
-        self.frames.push(Received { start: start as u32, len: range.len() as u32, meta });
-        self.used = (self.used + range.end).next_multiple_of(16);
-        Ok(())
-    }
-
-    /// Returns the frames, oldest first.
-    pub fn frames(&self) -> impl Iterator<Item = (&[u8], Meta)> {
-        self.frames.iter().map(|f| (&self.memory[f.start as usize..(f.start + f.len) as usize], f.meta))
     }
 }
 
@@ -95,8 +61,21 @@ impl Batch {
 pub enum Sent {
     /// It was taken.
     Yes,
+    /// It waits for [`Uplink::flush`], which tells what came of it.
+    Queued,
     /// There was no room for it, or it was refused.
     No,
+}
+
+/// What came of the frames that waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Frames that were taken.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames that were not.
+    pub drops: u64,
 }
 
 /// A way into another network.
@@ -105,9 +84,70 @@ pub trait Uplink: Send {
     /// asked in every pass.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Adds what is there to a batch, as far as there is room, without waiting.
-    fn receive(&mut self, batch: &mut Batch);
+    /// Hands over what is there, oldest first and as far as the budget goes, without waiting. Frames are lent.
+    fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta));
 
-    /// Sends a frame, without waiting.
+    /// Sends a frame, or keeps a copy until the next [`flush`](Self::flush), without waiting.
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent;
+
+    /// Sends what waits; called at the end of every pass.
+    fn flush(&mut self) -> Flushed {
+        Flushed::default()
+    }
+
+    /// Returns how many frames were lost on this side before they could be handed over, where that is known.
+    fn receive_drops(&self) -> u64 {
+        0
+    }
+
+    /// Takes note of an error that the descriptor reports, so that it does not go on reporting it.
+    fn clear_error(&mut self) {}
+}
+
+/// Why an existing network device could not be made an uplink.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// There is none of this name.
+    #[error("no network device {0:?}; see `ip link`")]
+    Missing(String),
+    /// It is no Ethernet device.
+    #[error("network device {0:?} is no ethernet device, and carries no guest's frames")]
+    NotEthernet(String),
+    /// We may not.
+    #[error("{port}: {doing}: {source}; run as root (CAP_NET_RAW and CAP_NET_ADMIN)")]
+    Denied {
+        /// The port.
+        port: String,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Something else.
+    #[error("{port}: {doing}: {source}{hint}")]
+    Other {
+        /// The port.
+        port: String,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+        /// What to do; empty if that is not known.
+        hint: &'static str,
+    },
+}
+
+impl DeviceError {
+    /// Wraps what the system said when something was tried.
+    fn wrap(
+        port: &dyn std::fmt::Display,
+        doing: &'static str,
+        hint: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let port = port.to_string();
+        move |source| match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Self::Denied { port, doing, source },
+            _ => Self::Other { port, doing, source, hint },
+        }
+    }
 }

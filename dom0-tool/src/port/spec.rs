@@ -1,8 +1,24 @@
-//! How people name a port: `tap:NAME[,bridge=BRIDGE]`.
+//! How people name a port: `tap:NAME[,bridge=BRIDGE]`, `packet:DEVICE` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
 //!
 //! It knows text only.
 
-/// A TAP device, as it was asked for.
+use super::device::IFNAMSIZ;
+
+/// What the name of a port may be, for help texts and errors.
+pub const SYNTAX: &str = "tap:NAME[,bridge=BRIDGE], packet:DEVICE or xdp:DEVICE[,queue=N][,mode=MODE]";
+
+/// An uplink, as it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortSpec {
+    /// A TAP device, made if it is not there.
+    Tap(TapSpec),
+    /// A device of Linux's, shared with Linux by a packet socket.
+    Packet(PacketSpec),
+    /// One queue of a device of Linux's, by an AF_XDP socket.
+    Xdp(XdpSpec),
+}
+
+/// A TAP device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapSpec {
     /// The device's name.
@@ -11,40 +27,133 @@ pub struct TapSpec {
     pub bridge: Option<String>,
 }
 
+/// A device by a packet socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketSpec {
+    /// The device's name.
+    pub device: String,
+}
+
+/// A device by an AF_XDP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpSpec {
+    /// The device's name.
+    pub device: String,
+    /// Which of its queues.
+    pub queue: u32,
+    /// Where the program runs.
+    pub mode: XdpMode,
+}
+
+/// Where an XDP program runs, and whether frames are copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver if it can, else in the stack.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the driver, which writes frames straight into our memory.
+    ZeroCopy,
+    /// In the stack.
+    Generic,
+}
+
+const MODES: [(&str, XdpMode); 4] = [
+    ("auto", XdpMode::Auto),
+    ("native", XdpMode::Native),
+    ("zerocopy", XdpMode::ZeroCopy),
+    ("generic", XdpMode::Generic),
+];
+
 /// A text that names no port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("bad port {text:?}: {why}; write tap:NAME or tap:NAME,bridge=BRIDGE")]
+#[error("bad port {text:?}: {why}; write {SYNTAX}")]
 pub struct BadPort {
     text: String,
     why: String,
 }
 
-/// The longest name of a network device (`IFNAMSIZ`, with its NUL).
-const IFNAMSIZ: usize = 16;
+impl PortSpec {
+    /// Returns the name of the network device.
+    pub fn device(&self) -> &str {
+        match self {
+            Self::Tap(spec) => &spec.name,
+            Self::Packet(spec) => &spec.device,
+            Self::Xdp(spec) => &spec.device,
+        }
+    }
+}
 
-impl std::str::FromStr for TapSpec {
+impl std::str::FromStr for PortSpec {
     type Err = BadPort;
 
     fn from_str(text: &str) -> Result<Self, BadPort> {
-        let bad = |why: String| BadPort { text: text.into(), why };
-        let rest = text.strip_prefix("tap:").ok_or_else(|| bad("only tap ports are known".into()))?;
-        let mut parts = rest.split(',');
-        let name = parts.next().unwrap_or_default();
-        let device = |name: &str| {
-            let legal = name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%');
-            if name.is_empty() || name.len() >= IFNAMSIZ || !legal || name == "." || name == ".." {
-                return Err(bad(format!("{name:?} is no name of a network device (1 to 15 characters)")));
+        parse(text).map_err(|why| BadPort { text: text.into(), why })
+    }
+}
+
+fn parse(text: &str) -> Result<PortSpec, String> {
+    let (kind, rest) = text.split_once(':').ok_or("it says no kind of port before a colon")?;
+    let mut parts = rest.split(',');
+    let name = device(parts.next().unwrap_or_default())?;
+    let mut settings = parts.map(|part| part.split_once('=').ok_or_else(|| no_setting(part, kind)));
+    match kind {
+        "tap" => {
+            let mut spec = TapSpec { name, bridge: None };
+            for setting in settings {
+                match setting? {
+                    ("bridge", bridge) => spec.bridge = Some(device(bridge)?),
+                    (key, value) => return Err(no_setting(&format!("{key}={value}"), kind)),
+                }
             }
-            Ok(name.to_owned())
-        };
-        let mut spec = Self { name: device(name)?, bridge: None };
-        for part in parts {
-            match part.split_once('=') {
-                Some(("bridge", bridge)) => spec.bridge = Some(device(bridge)?),
-                _ => return Err(bad(format!("{part:?} is no setting of a tap port"))),
-            }
+            Ok(PortSpec::Tap(spec))
         }
-        Ok(spec)
+        "packet" => match settings.next().transpose()? {
+            None => Ok(PortSpec::Packet(PacketSpec { device: name })),
+            Some((key, value)) => Err(no_setting(&format!("{key}={value}"), kind)),
+        },
+        "xdp" => {
+            let mut spec = XdpSpec { device: name, queue: 0, mode: XdpMode::Auto };
+            for setting in settings {
+                match setting? {
+                    ("queue", queue) => {
+                        spec.queue =
+                            queue.parse().map_err(|_| format!("{queue:?} is no number of a queue"))?;
+                    }
+                    ("mode", mode) => {
+                        let known = MODES.iter().find(|(name, _)| *name == mode);
+                        let names = MODES.map(|(name, _)| name).join(", ");
+                        spec.mode = known.ok_or_else(|| format!("{mode:?} is no mode: {names}"))?.1;
+                    }
+                    (key, value) => return Err(no_setting(&format!("{key}={value}"), kind)),
+                }
+            }
+            Ok(PortSpec::Xdp(spec))
+        }
+        _ => Err(format!("{kind:?} is no kind of port")),
+    }
+}
+
+fn no_setting(part: &str, kind: &str) -> String {
+    format!("{part:?} is no setting of a {kind} port")
+}
+
+fn device(name: &str) -> Result<String, String> {
+    let legal = name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%');
+    if name.is_empty() || name.len() >= IFNAMSIZ || !legal || name == "." || name == ".." {
+        return Err(format!("{name:?} is no name of a network device (1 to 15 characters)"));
+    }
+    Ok(name.to_owned())
+}
+
+impl std::fmt::Display for PortSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tap(spec) => spec.fmt(f),
+            Self::Packet(spec) => spec.fmt(f),
+            Self::Xdp(spec) => spec.fmt(f),
+        }
     }
 }
 
@@ -55,29 +164,61 @@ impl std::fmt::Display for TapSpec {
     }
 }
 
+impl std::fmt::Display for PacketSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "packet:{}", self.device)
+    }
+}
+
+impl std::fmt::Display for XdpSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "xdp:{}", self.device)?;
+        if self.queue != 0 {
+            write!(f, ",queue={}", self.queue)?;
+        }
+        match MODES.iter().find(|(_, mode)| *mode == self.mode) {
+            Some((name, mode)) if *mode != XdpMode::Auto => write!(f, ",mode={name}"),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_printed_is_what_is_read() {
-        for text in ["tap:dry0", "tap:a-b_c.9,bridge=br0"] {
-            assert_eq!(text.parse::<TapSpec>().unwrap().to_string(), text);
+        for text in [
+            "tap:dry0",
+            "tap:a-b_c.9,bridge=br0",
+            "packet:eth0",
+            "xdp:eth0",
+            "xdp:eth0,queue=3",
+            "xdp:eth0,queue=1,mode=generic",
+            "xdp:eth0,mode=zerocopy",
+        ] {
+            assert_eq!(text.parse::<PortSpec>().unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
-            ("dry0", "only tap ports"),
+            ("dry0", "no kind of port before a colon"),
+            ("dpdk:eth0", "\"dpdk\" is no kind of port"),
             ("tap:", "\"\" is no name"),
             ("tap:0123456789abcdef", "is no name"),
             ("tap:a b", "is no name"),
             ("tap:a/b", "is no name"),
             ("tap:a,bridge=", "\"\" is no name"),
-            ("tap:a,vlan=3", "\"vlan=3\" is no setting"),
+            ("tap:a,vlan=3", "\"vlan=3\" is no setting of a tap port"),
+            ("packet:eth0,bridge=br0", "\"bridge=br0\" is no setting of a packet port"),
+            ("packet:eth0,queue", "\"queue\" is no setting of a packet port"),
+            ("xdp:eth0,queue=one", "\"one\" is no number of a queue"),
+            ("xdp:eth0,mode=fast", "\"fast\" is no mode: auto, native, zerocopy, generic"),
         ] {
-            let error = text.parse::<TapSpec>().unwrap_err().to_string();
+            let error = text.parse::<PortSpec>().unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("write tap:NAME"), "{error}");
         }
     }

@@ -1,0 +1,282 @@
+//! Uplinks on real devices of Linux's, in network namespaces of the tests' own: frames in and out, compared.
+//!
+//! Each test runs itself once more under `unshare`, and says so when the system does not allow that.
+#![forbid(unsafe_code)]
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use drayage::port::packet::Packet;
+use drayage::port::spec::PacketSpec;
+use drayage::port::{Budget, Sent, Uplink};
+use drayage_wire::checksum;
+use drayage_wire::container::{Checksum, Gso, GsoKind, Meta};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Set in a namespace.
+const INSIDE: &str = "DRAYAGE_TEST_NAMESPACE";
+const PLAIN: Meta = Meta { checksum: Checksum::Unverified, gso: None };
+
+/// Runs a test inside a network namespace of its own, with a veth pair `near` and `far`.
+fn in_namespace(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        for command in [
+            "link add near type veth peer name far",
+            "link set near address 02:00:00:00:00:0a",
+            "link set far address 02:00:00:00:00:0b",
+            "link set lo up",
+        ] {
+            ip(command);
+        }
+        // Router solicitations and their like would be counted among the frames.
+        for device in ["near", "far"] {
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1");
+        }
+        body();
+        return;
+    }
+    let root = rustix::process::geteuid().is_root();
+    let mut unshare = Command::new("unshare");
+    unshare.arg(if root { "-n" } else { "-rn" });
+    let probe = Command::new("unshare").args([if root { "-n" } else { "-rn" }, "ip", "link"]).output();
+    if !probe.as_ref().is_ok_and(|out| out.status.success()) {
+        eprintln!("SKIPPED {test}: no network namespace can be made here: {probe:?}");
+        return;
+    }
+    let this = std::env::current_exe().expect("a path");
+    let run = unshare.arg(this).args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status();
+    assert!(run.expect("unshare ran a moment ago").success(), "{test} in its namespace");
+}
+
+fn ip(arguments: &str) {
+    let out = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed");
+    assert!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn open(device: &str) -> Packet {
+    let (packet, mtu) = Packet::open(&PacketSpec { device: device.into() }).expect("a device that is there");
+    assert_eq!(mtu, 1500);
+    packet
+}
+
+/// A frame of an experimental ethertype whose bytes depend on its number.
+fn numbered(number: u8, len: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 0x0b, 2, 0, 0, 0, 0, 0x0a, 0x88, 0xb5];
+    frame.extend((14..len).map(|at| number.wrapping_mul(31).wrapping_add(at as u8)));
+    frame
+}
+
+/// Takes frames until there are as many as wanted, or nothing came for a second.
+fn take(from: &mut dyn Uplink, wanted: usize) -> Vec<(Vec<u8>, Meta)> {
+    let mut taken = Vec::new();
+    loop {
+        from.receive(&mut Budget::new(), &mut |frame, meta| taken.push((frame.to_vec(), meta)));
+        if taken.len() >= wanted {
+            return taken;
+        }
+        let mut list = [PollFd::from_borrowed_fd(from.descriptor().expect("it has one"), PollFlags::IN)];
+        let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
+        if poll(&mut list, Some(&patience)) == Ok(0) {
+            return taken;
+        }
+    }
+}
+
+/// Sends frames, flushing now and then, and checks that they arrive as they are.
+fn pass(from: &mut dyn Uplink, to: &mut dyn Uplink) {
+    let frames: Vec<Vec<u8>> =
+        (0..200u8).map(|n| numbered(n, 60 + usize::from(n) * 7 + usize::from(n / 199) * 61)).collect();
+    let (mut sent, mut sent_bytes) = (0, 0);
+    for burst in frames.chunks(64) {
+        for frame in burst {
+            assert_ne!(from.send(frame, PLAIN), Sent::No);
+        }
+        let flushed = from.flush();
+        assert_eq!(flushed.drops, 0);
+        (sent, sent_bytes) = (sent + flushed.sent, sent_bytes + flushed.sent_bytes);
+    }
+    assert_eq!(sent, 200);
+    assert_eq!(sent_bytes, frames.iter().map(|f| f.len() as u64).sum::<u64>());
+    let taken = take(to, 200);
+    assert_eq!(taken.len(), 200);
+    for ((got, meta), frame) in taken.iter().zip(&frames) {
+        assert_eq!((got, meta.gso), (frame, None));
+    }
+    assert_eq!(to.receive_drops(), 0);
+    assert_eq!(take_now(from), 0, "what it sent does not come back");
+}
+
+fn take_now(from: &mut dyn Uplink) -> usize {
+    let mut count = 0;
+    from.receive(&mut Budget::new(), &mut |_, _| count += 1);
+    count
+}
+
+#[test]
+fn packet_frames_arrive_as_they_were_sent() {
+    in_namespace("packet_frames_arrive_as_they_were_sent", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        pass(&mut near, &mut far);
+        pass(&mut far, &mut near);
+    });
+}
+
+#[test]
+fn packet_budget_bounds_what_is_taken_at_once() {
+    in_namespace("packet_budget_bounds_what_is_taken_at_once", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        for _ in 0..4 {
+            for n in 0..100 {
+                near.send(&numbered(n, 1514), PLAIN);
+            }
+            near.flush();
+        }
+        let first = take_now(&mut far);
+        assert!(first > 10 && first * 1514 <= 130 * 1024 + 1514, "{first}");
+        assert_eq!(first + take(&mut far, 400 - first).len(), 400);
+    });
+}
+
+/// A tag that the kernel takes out on the way is there again.
+#[test]
+fn packet_vlan_tags_survive() {
+    in_namespace("packet_vlan_tags_survive", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        for tag in [[0x81, 0x00, 0x20, 0x07], [0x88, 0xa8, 0x00, 0x09]] {
+            let mut frame = numbered(1, 80);
+            frame.splice(12..12, tag);
+            assert_eq!(near.send(&frame, PLAIN), Sent::Queued);
+            assert_eq!(near.flush().sent, 1);
+            let taken = take(&mut far, 1);
+            assert_eq!(taken.len(), 1);
+            assert_eq!(taken[0].0, frame);
+        }
+    });
+}
+
+/// A TCP segment of `payload` bytes with a blank checksum.
+fn tcp(payload: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 0x0b, 2, 0, 0, 0, 0, 0x0a, 8, 0];
+    frame.extend([0x45, 0]);
+    frame.extend(((40 + payload) as u16).to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
+    let sum = !checksum::sum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend([0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.extend((0..payload).map(|at| (at * 7) as u8));
+    let pseudo = checksum::locate(&frame).expect("tcp").pseudo;
+    frame[50..52].copy_from_slice(&pseudo.to_be_bytes());
+    frame
+}
+
+/// What another stack left to be done is neither done twice nor forgotten: a super-frame, larger than any slot of
+/// the ring, and a blank checksum.
+#[test]
+fn packet_offloads_pass_both_ways() {
+    in_namespace("packet_offloads_pass_both_ways", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        let gso = Some(Gso { kind: GsoKind::TcpV4, size: 1448 });
+        let sent = [
+            (tcp(100), Meta { checksum: Checksum::Blank, gso: None }),
+            (tcp(60_000), Meta { checksum: Checksum::Blank, gso }),
+            (numbered(3, 60), PLAIN),
+            (tcp(30_000), Meta { checksum: Checksum::Blank, gso }),
+        ];
+        for (frame, meta) in &sent {
+            assert_eq!(near.send(frame, *meta), Sent::Queued);
+        }
+        assert_eq!(near.flush().sent, 4);
+        let taken = take(&mut far, 4);
+        assert_eq!(taken.len(), 4, "{} lost", far.receive_drops());
+        for ((frame, meta), (got, got_meta)) in sent.iter().zip(&taken) {
+            assert!(frame == got, "{} bytes and {}", frame.len(), got.len());
+            assert_eq!(meta, got_meta);
+        }
+    });
+}
+
+/// Linux' own stack at the other end sends a blank checksum, and takes one.
+#[test]
+fn packet_meets_linux_own_stack() {
+    in_namespace("packet_meets_linux_own_stack", || {
+        let mut near = open("near");
+        ip("link set far up");
+        ip("addr add 10.9.0.2/24 dev far");
+        ip("neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev far");
+        let socket = UdpSocket::bind("10.9.0.2:7").expect("an address of ours");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a time");
+        socket.send_to(b"from linux", "10.9.0.1:8192").expect("sent");
+        let udp = |frame: &[u8]| frame.len() > 42 && frame[23] == 17;
+        let mut taken = take(&mut near, 1);
+        taken.retain(|(frame, _)| udp(frame));
+        let (frame, meta) = &taken[0];
+        assert_eq!(&frame[42..52], b"from linux");
+        assert_eq!(meta.checksum, Checksum::Blank);
+        // The same back, addresses and ports exchanged: all sums stay what they are.
+        let mut back = frame[6..12].to_vec();
+        back.extend(&frame[..6]);
+        back.extend(&frame[12..26]);
+        back.extend([&frame[30..34], &frame[26..30], &frame[36..38], &frame[34..36]].concat());
+        back.extend(&frame[38..]);
+        assert_eq!(near.send(&back, *meta), Sent::Queued);
+        assert_eq!(near.flush().sent, 1);
+        let mut bytes = [0; 64];
+        assert_eq!(socket.recv(&mut bytes).expect("an answer"), 10);
+        assert_eq!(&bytes[..10], b"from linux");
+    });
+}
+
+#[test]
+fn packet_losses_are_counted() {
+    in_namespace("packet_losses_are_counted", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        let mut sent = 0;
+        for n in 0..6000usize {
+            near.send(&numbered(n as u8, 60), PLAIN);
+            if n % 100 == 99 {
+                sent += near.flush().sent;
+            }
+        }
+        assert_eq!(sent, 6000);
+        let taken = take(&mut far, 6000).len() as u64;
+        assert!((4096..6000).contains(&taken), "the ring holds 4096: {taken}");
+        assert_eq!(taken + far.receive_drops(), 6000);
+    });
+}
+
+/// A device that goes down and comes back is heard again, and reports its error once.
+#[test]
+fn packet_survives_a_device_that_goes_down() {
+    in_namespace("packet_survives_a_device_that_goes_down", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        ip("link set far down");
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let errors = |of: &Packet| {
+            let mut list = [PollFd::from_borrowed_fd(of.descriptor().expect("one"), PollFlags::IN)];
+            poll(&mut list, Some(&now)).expect("poll");
+            list[0].revents().contains(PollFlags::ERR)
+        };
+        assert!(errors(&far));
+        far.clear_error();
+        assert!(!errors(&far));
+        ip("link set far up");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while take_now(&mut far) == 0 {
+            near.send(&numbered(1, 60), PLAIN);
+            near.flush();
+            assert!(Instant::now() < deadline, "nothing is heard again");
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    in_namespace("what_cannot_be_opened_is_named", || {
+        let refused = |device: &str| {
+            Packet::open(&PacketSpec { device: device.into() }).expect_err("it is not there").to_string()
+        };
+        assert!(refused("nowhere0").contains("no network device \"nowhere0\""));
+        assert!(refused("lo").contains("\"lo\" is no ethernet device"));
+    });
+}
