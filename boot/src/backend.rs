@@ -30,8 +30,13 @@ pub struct Daemon {
 impl Daemon {
     /// Starts the daemon and waits until it takes commands.
     pub fn start(dom0: &mut Dom0) -> Result<Self> {
+        Self::start_with(dom0, "")
+    }
+
+    /// As [`start`](Self::start), with options.
+    pub fn start_with(dom0: &mut Dom0, options: &str) -> Result<Self> {
         dom0.shell(&format!("rm -f {LOG}; mkdir -p /var/log"))?;
-        let process = dom0.spawn(&format!("echo $$ > {PID}; exec drayage run > {LOG} 2>&1"))?;
+        let process = dom0.spawn(&format!("echo $$ > {PID}; exec drayage run {options} > {LOG} 2>&1"))?;
         if dom0.agent().await_line(LOG, 0, &[READY], START)?.is_none() {
             bail!("drayage run did not get ready; it printed:\n{}", log(dom0)?);
         }
@@ -46,6 +51,29 @@ impl Daemon {
             Some(finished) if finished.code == 0 => Ok(()),
             Some(finished) => bail!("drayage run ended with {}:\n{}", finished.code, log(dom0)?),
             None => bail!("drayage run goes on after SIGTERM:\n{}", log(dom0)?),
+        }
+    }
+
+    /// Ends the daemon in a way that nothing in it can notice.
+    pub fn kill(self, dom0: &mut Dom0) -> Result<()> {
+        const KILL: i32 = 9;
+        dom0.agent().kill(&self.process, KILL)?;
+        match dom0.agent().wait(&self.process, START)? {
+            Some(_) => Ok(()),
+            None => bail!("drayage run goes on after SIGKILL"),
+        }
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&self, dom0: &mut Dom0, signal: i32) -> Result<()> {
+        dom0.agent().kill(&self.process, signal)
+    }
+
+    /// Waits for a daemon that another one took over from; it must have ended well.
+    pub fn left(self, dom0: &mut Dom0) -> Result<()> {
+        match dom0.agent().wait(&self.process, START)? {
+            Some(finished) if finished.code == 0 => Ok(()),
+            other => bail!("drayage run did not leave in order: {other:?}"),
         }
     }
 

@@ -35,6 +35,12 @@ const DOM0_MODULES: [&str; 11] = [
 /// Modules of a Linux guest.
 const GUEST_MODULES: [&str; 1] = ["xen-netfront"];
 
+/// Modules of a driver domain: access to other guests' pages and events, and a network of its own.
+const DRIVER_MODULES: [&str; 3] = ["xen-gntdev", "xen-evtchn", "tun"];
+
+/// xl's hotplug script for interfaces that the backend serves.
+const HOTPLUG: &str = include_str!("../../dom0-tool/hotplug/vif-drayage");
+
 /// What busybox's DHCP client in a Linux guest does with a lease.
 const LEASE: &str = "#!/bin/busybox sh\n[ \"$1\" = bound ] || exit 0\n\
                      ip addr add $ip/$mask dev $interface\necho \"leased $ip\" > /dev/console\n";
@@ -57,6 +63,8 @@ pub mod inside {
     pub const LINUX_INITRAMFS: &str = "/drayage/linux-guest.cpio";
     /// Hotplug script of the stock backend's vifs.
     pub const VIF_SCRIPT: &str = "/etc/xen/scripts/vif-connected";
+    /// First file system of a Linux driver domain.
+    pub const DRIVER_INITRAMFS: &str = "/drayage/driver-domain.cpio";
 }
 
 /// Programs of ours that go into dom0.
@@ -102,9 +110,10 @@ pub fn make(workspace: &Workspace, provisions: &Provisions, programs: &Programs)
     })?;
     let modules = Modules::list(&module_folder(root, &versions.linux)?, xz)?;
     let guest = linux_guest(root, &modules, programs)?;
+    let driver = driver_domain(root, &modules, programs)?;
     remove_stale(&folder);
     let dom0 = folder.join(format!("dom0-{}.cpio", std::process::id()));
-    let archive = dom0_archive(provisions, &modules, programs, &fs::read(&linux)?, &guest)?;
+    let archive = dom0_archive(provisions, &modules, programs, &fs::read(&linux)?, &guest, &driver)?;
     fs::write(&dom0, archive).with_context(|| format!("writing {}", dom0.display()))?;
     Ok(Images { xen, linux, dom0 })
 }
@@ -190,12 +199,24 @@ fn linux_guest(root: &Path, modules: &Modules, programs: &Programs) -> Result<Ve
     Ok(archive.finish())
 }
 
+/// A Linux guest with the backend in it, and no network but what it makes.
+fn driver_domain(root: &Path, modules: &Modules, programs: &Programs) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    base(&mut archive, root, &programs.peer)?;
+    archive.symlink("/init", "/bin/guest-init");
+    archive.file("/bin/guest-init", 0o755, b"#!/bin/busybox sh\nexec /bin/peer init\n");
+    add(&mut archive, "/usr/sbin/drayage", &programs.drayage)?;
+    add_modules(&mut archive, &modules.in_order(&DRIVER_MODULES)?);
+    Ok(archive.finish())
+}
+
 fn dom0_archive(
     provisions: &Provisions,
     modules: &Modules,
     programs: &Programs,
     linux: &[u8],
     linux_guest: &[u8],
+    driver_domain: &[u8],
 ) -> Result<Vec<u8>> {
     let root = &provisions.root;
     let mut archive = Archive::new();
@@ -203,6 +224,7 @@ fn dom0_archive(
     archive.file("/init", 0o755, DOM0_INIT.as_bytes());
     archive.file("/etc/xen/xl.conf", 0o644, b"");
     archive.file(inside::VIF_SCRIPT, 0o755, VIF_SCRIPT.as_bytes());
+    archive.file("/etc/xen/scripts/vif-drayage", 0o755, HOTPLUG.as_bytes());
     add_modules(&mut archive, &modules.in_order(&DOM0_MODULES)?);
     let tools = root.join(format!("usr/lib/xen-{}/bin", provisions.versions.xen));
     let mut needing = Vec::new();
@@ -243,6 +265,7 @@ fn dom0_archive(
     add(&mut archive, inside::KERNEL, &programs.guest)?;
     archive.file(inside::LINUX, 0o644, linux);
     archive.file(inside::LINUX_INITRAMFS, 0o644, linux_guest);
+    archive.file(inside::DRIVER_INITRAMFS, 0o644, driver_domain);
     Ok(archive.finish())
 }
 

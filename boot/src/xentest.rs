@@ -2,9 +2,12 @@
 //! how scenarios are run and judged, not what they do.
 
 mod bench;
+mod by_xl;
+mod driver_domain;
 mod life;
 mod ours;
 mod plain;
+mod restart;
 mod stock;
 
 use std::time::{Duration, Instant};
@@ -31,7 +34,17 @@ struct Scenario {
 
 /// Returns every scenario, in the order in which they run.
 fn scenarios() -> Vec<Scenario> {
-    [stock::scenarios(), life::scenarios(), ours::scenarios()].into_iter().flatten().collect()
+    [
+        stock::scenarios(),
+        life::scenarios(),
+        ours::scenarios(),
+        restart::scenarios(),
+        by_xl::scenarios(),
+        driver_domain::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Returns whether a pattern is how a scenario's name begins, and more than its first word, which is also a

@@ -138,6 +138,18 @@ impl Aggregator {
         }
     }
 
+    /// Begins with another sequence number than 0.
+    #[must_use]
+    pub fn numbered_from(mut self, sequence: u32) -> Self {
+        self.sequence = sequence;
+        self
+    }
+
+    /// Returns the sequence number of the oldest container that was not released.
+    pub fn next_sequence(&self) -> u32 {
+        self.sequence.wrapping_sub(self.waiting as u32)
+    }
+
     /// Returns the largest container.
     pub fn size(&self) -> usize {
         self.size

@@ -37,12 +37,20 @@ impl Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Runs the daemon in the foreground.
+    /// Runs the daemon in the foreground. SIGTERM closes all interfaces; SIGUSR2 ends it with all of them connected,
+    /// so that the next daemon goes on with them, as it does after one that was killed.
     Run {
-        /// TOML file: socket, memory, realtime, [worker] threads, pin, busy_frames, holdoff_us and busy_poll_us,
-        /// [attach] policy and urgent.
+        /// TOML file: socket, memory, realtime, [worker] threads, pin, busy_frames, holdoff_us and busy_poll_us, [attach]
+        /// policy and urgent, and a [[guest]] table with name or uuid and the options of attach for each interface that
+        /// is attached when its guest appears. SIGHUP reads it again.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Only judges the file.
+        #[arg(long, requires = "config")]
+        check: bool,
+        /// Has a daemon that runs already leave, and goes on with what it served; guests do not notice.
+        #[arg(long)]
+        takeover: bool,
         /// Runs the data path under SCHED_FIFO, ahead of all ordinary processes.
         #[arg(long)]
         realtime: bool,
@@ -56,7 +64,12 @@ pub(crate) enum Command {
         /// Interface number, where there are several.
         #[arg(long)]
         vif: Option<u32>,
+        /// The driver domain whose interface it is.
+        #[arg(long, value_name = "DOMAIN")]
+        backend: Option<String>,
     },
+    /// Has the daemon read its configuration file again; if there is a mistake in it, nothing changes.
+    Reload,
     /// Lists interfaces.
     List(Output),
     /// Shows counters.
@@ -114,6 +127,9 @@ pub(crate) struct AttachArgs {
     /// When containers go out: opportunistic[:deadline=US], fixed:size=BYTES,timeout=US or slo:delay=US.
     #[arg(long)]
     pub(crate) policy: Option<String>,
+    /// Driver domain in which a daemon serves it, by name or id; none need run here then.
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) backend: Option<String>,
     /// Packets that do not wait: all (the default), none, or some of arp,nd,icmp,tcp-ack,ef.
     #[arg(long, value_name = "CLASSES")]
     pub(crate) urgent: Option<String>,

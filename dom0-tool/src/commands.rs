@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use drayage::control::attachment::Attachment;
 use drayage::control::details::Containers;
+use drayage::control::elsewhere;
 use drayage::control::error::{Failure, FailureKind};
 use drayage::control::views::Interface;
-use drayage::daemon::{self, Config};
+use drayage::daemon::{self, Config, Start};
 use drayage::doctor::{Verdict, examine};
 use drayage::ipc::{Generated, Request, Stats, ask};
 use drayage::rules::Rules;
@@ -22,9 +23,25 @@ use crate::cli::{AttachArgs, Cli, Command, GenerateArgs, OnOff, Output};
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let socket = cli.socket();
     match cli.command {
-        Command::Run { config, realtime } => run_daemon(config.as_deref(), cli.socket, realtime)?,
+        Command::Run { config: Some(config), check: true, .. } => {
+            let guests = Config::read(&config)?.guests()?.len();
+            let text = format!("{} is good, with {guests} interfaces of guests", config.display());
+            show(&Output { json: false }, &text, String::clone)?;
+        }
+        Command::Run { config, takeover, realtime, .. } => {
+            let start = if takeover { Start::TakeOver } else { Start::Alone };
+            run_daemon(config.as_deref(), cli.socket, realtime, start)?;
+        }
         Command::Attach(args) => attach(&socket, args)?,
-        Command::Detach { domain, vif } => ask::<()>(&socket, &Request::Detach { domain, vif })?,
+        Command::Detach { domain, vif, backend: None } => {
+            ask::<()>(&socket, &Request::Detach { domain, vif })?;
+        }
+        Command::Detach { domain, vif, backend: Some(backend) } => {
+            let (tell, notices) = std::sync::mpsc::channel();
+            let store = daemon::connect_store(move |notice| drop(tell.send(notice)))?;
+            elsewhere::detach(&store, store.own_domain()?, (&domain, vif), &backend, &notices)?;
+        }
+        Command::Reload => ask::<()>(&socket, &Request::Reload)?,
         Command::List(output) => {
             let list: Vec<Interface> = ask(&socket, &Request::List)?;
             show(&output, &list, |list| table::interfaces(list))?;
@@ -60,6 +77,7 @@ fn run_daemon(
     config: Option<&Path>,
     socket: Option<std::path::PathBuf>,
     realtime: bool,
+    start: Start,
 ) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).init();
     let mut config = config.map(Config::read).transpose()?.unwrap_or_default();
@@ -67,7 +85,7 @@ fn run_daemon(
         config.socket = socket;
     }
     config.realtime |= realtime;
-    daemon::run(&config)
+    daemon::run(&config, start)
 }
 
 fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
@@ -85,7 +103,14 @@ fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
         },
         rules: Rules { locked_mac: args.locked_mac, isolated: args.isolated },
     };
-    let made: Attachment = ask(socket, &request)?;
+    let made: Attachment = match args.backend {
+        None => ask(socket, &request)?,
+        Some(backend) => {
+            let store = daemon::connect_store(|_| ())?;
+            let request = daemon::attach_request(request, Default::default())?;
+            elsewhere::attach(&store, store.own_domain()?, &request, &backend)?
+        }
+    };
     show(&args.output, &made, |made| {
         let port = made.port.as_ref().map_or("other guests only".into(), ToString::to_string);
         format!("attached {} as vif {}, mac {}, to {port}", made.name, made.vif, made.mac)

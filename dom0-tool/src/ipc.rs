@@ -81,6 +81,10 @@ pub enum Request {
     },
     /// Asks whether somebody is there; the reply is the version.
     Hello,
+    /// Has the daemon read its configuration again.
+    Reload,
+    /// Has the daemon end with all interfaces connected, for another one to go on with them.
+    HandOver,
 }
 
 /// All counters.
@@ -155,11 +159,12 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, F
     })?;
     let mut line = serde_json::to_string(request).map_err(|error| other(error.to_string()))?;
     line.push('\n');
-    stream.write_all(line.as_bytes()).map_err(|error| other(error.to_string()))?;
+    let gone = |why: String| Failure::new(FailureKind::Gone, format!("{shown}: {why}"));
+    stream.write_all(line.as_bytes()).map_err(|error| gone(error.to_string()))?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(|error| other(error.to_string()))?;
+    BufReader::new(stream).read_line(&mut answer).map_err(|error| gone(error.to_string()))?;
     if answer.is_empty() {
-        return Err(other("the daemon went away before it answered".into()));
+        return Err(gone("the daemon went away before it answered".into()));
     }
     let reply: Reply = serde_json::from_str(&answer)
         .map_err(|error| other(format!("an answer that makes no sense: {error}")))?;
@@ -168,6 +173,18 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, F
             serde_json::from_value(value).map_err(|error| other(format!("an unexpected answer: {error}")))
         }
         Reply::Error(failure) => Err(failure),
+    }
+}
+
+/// Has the daemon, if there is one, leave to the caller what it serves.
+///
+/// # Errors
+/// [`Failure`], when it refuses or does not understand.
+pub fn hand_over(socket: &Path) -> Result<(), Failure> {
+    match ask::<()>(socket, &Request::HandOver) {
+        // It may end faster than it answers; the lock is waited for in any case.
+        Err(failure) if matches!(failure.kind, FailureKind::NoDaemon | FailureKind::Gone) => Ok(()),
+        result => result,
     }
 }
 

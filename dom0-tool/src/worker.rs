@@ -12,7 +12,8 @@ pub mod trunks;
 use std::os::fd::BorrowedFd;
 
 use drayage_wire::container::Manifest;
-use drayage_wire::ring::SharedWords;
+use drayage_wire::netif;
+use drayage_wire::ring::{BackRing, Ledger, RingKind, SharedWords};
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
@@ -22,10 +23,10 @@ use crate::port::{Budget, MAX_FRAME_BYTES, Uplink};
 use crate::rules::Guard;
 use crate::switch::{PortId, Segment};
 use crate::vif::holds::HoldTimes;
-use crate::vif::multicast::Subscriptions;
+use crate::vif::multicast::{Groups, Subscriptions};
 use crate::vif::rx::{Rx, Wish};
 use crate::vif::tx::{Left, Scratch, Tx};
-use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Vif};
+use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Rings, Vif};
 use crate::xen::{CopyOp, EventPort, Xen, XenError};
 use load::Load;
 use stream::Running;
@@ -248,19 +249,28 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             self.unbind(events);
             return Err(ConnectError::NoRoom);
         };
+        let ledgers = ledger_names(connection);
+        let (tx_ring, _) = ring::<netif::Tx, X>(&mut self.xen, tx_page, &ledgers[0], connection.rings);
+        let (rx_ring, next) = ring::<netif::Rx, X>(&mut self.xen, rx_page, &ledgers[1], connection.rings);
+        // An earlier backend may have published answers and not said so any more.
+        let taken_over = connection.rings == Rings::TakenOver;
+        // Which groups it asked for went with that backend: it hears all of them from now on.
+        let groups = if taken_over { Groups::All } else { connection.groups };
+        let sequence = next.unwrap_or(0);
         let vif = Vif {
             domain,
-            tx: Tx::new(tx_page, domain, connection.tx_format),
-            rx: Rx::new(rx_page, connection, REGION_BYTES),
-            subscriptions: Subscriptions::new(connection.groups),
+            tx: Tx::new(tx_ring, domain, connection.tx_format),
+            rx: Rx::new(rx_ring, sequence, connection, REGION_BYTES),
+            ledgers,
+            subscriptions: Subscriptions::new(groups),
             events,
             counters: Counters::default(),
             // Whatever the frontend did before we were bound made no event that we saw.
             tx_ready: true,
             tx_drained: false,
             woken: false,
-            notify_tx: false,
-            notify_rx: false,
+            notify_tx: taken_over,
+            notify_rx: taken_over,
             fault: None,
         };
         for port in [events.tx, events.rx] {
@@ -317,6 +327,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             }
         }
         self.unbind(vif.events);
+        for name in &vif.ledgers {
+            self.xen.give_up(name);
+        }
         self.fabric.switch.forget(id);
         self.fabric.give_region(region);
         if self.stream.as_ref().is_some_and(|s| s.target == Target::Guest(id)) {
@@ -599,6 +612,26 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 vif.counters.hypercalls += 1;
             }
         }
+    }
+}
+
+/// Returns the names of the two rings' ledgers.
+fn ledger_names(connection: &Connection) -> [String; 2] {
+    let Connection { domain, tx_ring, rx_ring, .. } = connection;
+    ["tx", "rx"].map(|ring| format!("{domain}-{}-{}-{ring}", tx_ring.0, rx_ring.0))
+}
+
+/// Takes a ring, with a ledger where there can be one. Returns it with what an earlier backend noted last.
+fn ring<K: RingKind, X: Xen>(
+    xen: &mut X,
+    page: X::Page,
+    ledger: &str,
+    rings: Rings,
+) -> (BackRing<K, X::Page>, Option<u32>) {
+    match (xen.keep(ledger), rings) {
+        (None, _) => (BackRing::attach(page), None),
+        (Some(kept), Rings::New) => (BackRing::attach(page).keeping(Ledger::new(kept)), None),
+        (Some(kept), Rings::TakenOver) => BackRing::resume(page, Ledger::new(kept)),
     }
 }
 

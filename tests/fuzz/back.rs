@@ -125,6 +125,9 @@ fn a_hostile_frontend_costs_the_backend_nothing_but_the_vif() {
         for _ in 0..8 {
             worker.pass();
         }
+        // The liar may have spoken in the far host's name, which is nobody's but the last who used it.
+        far.send(frame([0xff; 6], [2, 0, 0, 0, 0, 1], 4, 60));
+        worker.pass();
         while far.take().is_some() {}
         let sent = frame([2, 0, 0, 0, 0, 1], mac(NEIGHBOUR), 1, 60);
         neighbour.write(0, &sent);

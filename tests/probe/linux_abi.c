@@ -55,6 +55,7 @@ int main(void)
     FIELD(gntdev_grant_copy_segment, status);
 
     VALUE(TUNSETIFF);
+    VALUE(TUNSETPERSIST);
     VALUE(TUNSETOFFLOAD);
     VALUE(TUNSETVNETHDRSZ);
     VALUE(TUN_F_CSUM|TUN_F_TSO4|TUN_F_TSO6);

@@ -1,9 +1,10 @@
 //! The in-memory hypervisor as the backend's own: its `Xen`, in the place of Linux's device files.
 //!
-//! Ports are masked from the moment they are taken until they are unmasked, as `/dev/xen/evtchn` does it. It knows
-//! neither rings nor packets.
+//! It can be made to die after so many operations, each store to a shared page being one, and what it had open is then
+//! closed as the kernel closes it. Ports are masked from the moment they are taken until they are unmasked, as
+//! `/dev/xen/evtchn` does it. It knows neither rings nor packets.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -45,23 +46,44 @@ fn meddle(meddler: &Meddler, moment: Moment) {
     }
 }
 
-/// A mapped ring page, whose guest may write between any two loads.
-pub struct Ring {
-    page: RawPage,
-    meddler: Meddler,
+/// How many operations a backend has left to live.
+#[derive(Clone, Debug)]
+pub struct Life(Rc<Cell<u64>>);
+
+impl Default for Life {
+    fn default() -> Self {
+        Self(Rc::new(Cell::new(u64::MAX)))
+    }
 }
 
-impl SharedWords for Ring {
-    fn load(&self, word: usize, order: Ordering) -> u32 {
-        let value = self.page.load(word, order);
-        meddle(&self.meddler, Moment::Loaded);
-        value
+/// What a backend that dies unwinds with.
+#[derive(Debug)]
+pub struct Died;
+
+impl Life {
+    /// Sets how many operations are left.
+    pub fn set(&self, operations: u64) {
+        self.0.set(operations);
     }
-    fn store(&self, word: usize, value: u32, order: Ordering) {
-        self.page.store(word, value, order);
+
+    fn spend(&self) {
+        match self.0.get().checked_sub(1) {
+            Some(left) => self.0.set(left),
+            // Once: what is dropped meanwhile is what the kernel does for the dead.
+            None if !std::thread::panicking() => std::panic::resume_unwind(Box::new(Died)),
+            None => {}
+        }
     }
-    fn full_fence(&self) {
-        self.page.full_fence();
+}
+
+/// Pages that outlive a backend.
+#[derive(Clone, Debug, Default)]
+pub struct Shelf(Rc<RefCell<BTreeMap<String, RawPage>>>);
+
+impl Shelf {
+    /// Returns how many pages are kept.
+    pub fn count(&self) -> usize {
+        self.0.borrow().len()
     }
 }
 
@@ -71,17 +93,62 @@ pub struct Back {
     meddler: Meddler,
     /// The ports that are bound.
     ports: BTreeMap<u32, Mask>,
+    life: Life,
+    shelf: Option<Shelf>,
+}
+
+/// A page in a backend's hands: its own, or a guest's, who may write between any two loads.
+pub struct BackPage {
+    page: RawPage,
+    life: Life,
+    meddler: Meddler,
+}
+
+impl SharedWords for BackPage {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        let value = self.page.load(word, order);
+        meddle(&self.meddler, Moment::Loaded);
+        value
+    }
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        self.life.spend();
+        self.page.store(word, value, order);
+    }
+    fn full_fence(&self) {
+        self.page.full_fence();
+    }
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        for port in self.ports.keys() {
+            self.hv.close(DOM0, Port(*port));
+        }
+    }
 }
 
 impl Back {
-    /// Returns the access of domain 0.
+    /// Returns the access of domain 0, without pages that outlive it.
     pub fn new(hv: &Hypervisor) -> Self {
-        Self { hv: hv.clone(), meddler: Meddler::default(), ports: BTreeMap::new() }
+        Self::mortal_or_not(hv, Life::default(), None)
+    }
+
+    /// Returns the access of domain 0 for a backend that may die.
+    pub fn mortal(hv: &Hypervisor, life: &Life, shelf: &Shelf) -> Self {
+        Self::mortal_or_not(hv, life.clone(), Some(shelf.clone()))
+    }
+
+    fn mortal_or_not(hv: &Hypervisor, life: Life, shelf: Option<Shelf>) -> Self {
+        Self { hv: hv.clone(), meddler: Meddler::default(), ports: BTreeMap::new(), life, shelf }
     }
 
     /// Lets a guest act in the moments between two steps of the backend.
     pub fn meddle_with(&self, meddler: impl FnMut(Moment) + 'static) {
         *self.meddler.borrow_mut() = Some(Box::new(meddler));
+    }
+
+    fn page(&self, page: RawPage) -> BackPage {
+        BackPage { page, life: self.life.clone(), meddler: self.meddler.clone() }
     }
 
     /// Returns whether a port is pending and not masked: what makes the device file readable.
@@ -100,18 +167,38 @@ fn range(op: &CopyOp) -> std::ops::Range<usize> {
 }
 
 impl Xen for Back {
-    type Page = Ring;
+    type Page = BackPage;
 
-    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Ring, XenError> {
-        let mapped = self.hv.raw_map(DOM0, memxen::DomainId(domain.0), memxen::GrantRef(grant.0));
-        let page = mapped.map_err(|status| {
+    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<BackPage, XenError> {
+        self.life.spend();
+        let page = self.hv.raw_map(DOM0, memxen::DomainId(domain.0), memxen::GrantRef(grant.0));
+        let page = page.map_err(|status| {
             let source = io::Error::other(format!("grant operation status {status}"));
             XenError::Map { domain: domain.0, grant: grant.0, source }
         })?;
-        Ok(Ring { page, meddler: self.meddler.clone() })
+        Ok(self.page(page))
+    }
+
+    fn keep(&mut self, name: &str) -> Option<BackPage> {
+        self.life.spend();
+        let mut kept = self.shelf.as_ref()?.0.borrow_mut();
+        let new = || self.hv.raw_pages(DOM0, 1).ok()?.pop();
+        let page = match kept.get(name) {
+            Some(page) => page.clone(),
+            None => kept.entry(name.into()).or_insert(new()?).clone(),
+        };
+        Some(self.page(page))
+    }
+
+    fn give_up(&mut self, name: &str) {
+        self.life.spend();
+        if let Some(shelf) = &self.shelf {
+            shelf.0.borrow_mut().remove(name);
+        }
     }
 
     fn bind(&mut self, domain: DomainId, remote: EventPort) -> Result<EventPort, XenError> {
+        self.life.spend();
         let bound = self.hv.bind_interdomain(DOM0, memxen::DomainId(domain.0), Port(remote.0));
         let port = bound.map_err(|refused| {
             let source = io::Error::other(refused.to_string());
@@ -128,10 +215,12 @@ impl Xen for Back {
     }
 
     fn notify(&mut self, port: EventPort) {
+        self.life.spend();
         self.hv.notify(DOM0, Port(port.0));
     }
 
     fn take_pending(&mut self, into: &mut [EventPort]) -> usize {
+        self.life.spend();
         let open = self.ports.iter_mut().filter(|(_, mask)| **mask == Mask::Open);
         let pending = open.filter(|(port, _)| self.hv.take_pending(DOM0, Port(**port)));
         let mut taken = 0;
@@ -144,6 +233,7 @@ impl Xen for Back {
     }
 
     fn unmask(&mut self, ports: &[EventPort]) {
+        self.life.spend();
         for port in ports {
             if let Some(mask) = self.ports.get_mut(&port.0) {
                 *mask = Mask::Open;
@@ -157,6 +247,7 @@ impl Xen for Back {
                 op.status = status::GENERAL_ERROR;
                 continue;
             };
+            self.life.spend();
             let copy = Copy::To(Self::place(op), bytes);
             meddle(&self.meddler, Moment::Copying);
             self.hv.grant_copy(DOM0, &mut [copy], std::slice::from_mut(&mut op.status));
@@ -170,6 +261,7 @@ impl Xen for Back {
                 op.status = status::GENERAL_ERROR;
                 continue;
             };
+            self.life.spend();
             let copy = Copy::From(Self::place(op), bytes);
             meddle(&self.meddler, Moment::Copying);
             self.hv.grant_copy(DOM0, &mut [copy], std::slice::from_mut(&mut op.status));

@@ -22,7 +22,8 @@ struct Lane {
     bell: Option<Bell>,
 }
 
-/// One end of a cable.
+/// One end of a cable; clones are the same end.
+#[derive(Clone)]
 pub struct End {
     arrives: Arc<Mutex<Lane>>,
     departs: Arc<Mutex<Lane>>,

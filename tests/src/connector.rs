@@ -8,7 +8,7 @@ use drayage::clock::Clock;
 use drayage::policy::Policy;
 use drayage::switch::{Mac, PortId};
 use drayage::vif::rx::{self, Accepts};
-use drayage::vif::{Connection, RemoteEvents, tx};
+use drayage::vif::{Connection, RemoteEvents, Rings, tx};
 use drayage::worker::{ConnectError, Worker};
 use drayage::xen;
 use drayage_netfront::platform::DomainId;
@@ -137,6 +137,7 @@ impl Connector {
             urgent,
             rules: Default::default(),
             groups: Default::default(),
+            rings: Rings::New,
         };
         let id = worker.connect(LAN, &connection)?;
         *port = Some(id);

@@ -144,9 +144,9 @@ impl Control {
     ///
     /// # Panics
     /// When xenstore fails.
-    pub fn new(hv: &Hypervisor, worker: SharedWorker) -> Self {
+    pub fn new(hv: &Hypervisor, worker: SharedWorker, memory: Memory) -> Self {
         let store = MemStore::new(hv);
-        let manager = Manager::new(store.clone(), worker, DomainId(DOM0.0), Memory::none());
+        let manager = Manager::new(store.clone(), worker, DomainId(DOM0.0), memory);
         Self { manager: manager.expect("xenstore works"), store }
     }
 

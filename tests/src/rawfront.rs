@@ -11,7 +11,7 @@ use drayage::rules::Rules;
 use drayage::switch::{Mac, PortId};
 use drayage::vif::multicast::Groups;
 use drayage::vif::rx::{self, Accepts};
-use drayage::vif::{Connection, RemoteEvents, tx};
+use drayage::vif::{Connection, RemoteEvents, Rings, tx};
 use drayage::worker::Worker;
 use drayage::xen;
 use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse, rx_flags};
@@ -97,6 +97,7 @@ impl RawFront {
             urgent: Classes::default(),
             rules: Rules::default(),
             groups: Groups::All,
+            rings: Rings::New,
         };
         shape(&mut connection);
         let id = worker.connect(LAN, &connection).expect("it connects");

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use drayage::class::Classes;
 use drayage::clock::Clock;
 use drayage::control::AttachRequest;
+use drayage::control::attachment::Memory;
 use drayage::control::details::Containers;
 use drayage::policy::Policy;
 use drayage::port::{Budget, Sent, Uplink};
@@ -28,7 +29,7 @@ use memxen::Hypervisor;
 use memxen::front::Front;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 
-use crate::back::Back;
+use crate::back::{Back, Life, Shelf};
 use crate::cable::{End, cable};
 use crate::connector::{Connector, Offers};
 use crate::control::{Control, SharedWorker};
@@ -306,6 +307,13 @@ pub struct World {
     pub worker_allocations: u64,
     /// Allocations during the guests' turns, stack and application included.
     pub guest_allocations: u64,
+    /// How long the backend lives.
+    pub life: Life,
+    /// What outlives it.
+    pub shelf: Shelf,
+    memory: Memory,
+    /// The backend's end of the cable to the far host.
+    near: End,
     shape: Shape,
     clock: WorldClock,
     next: Next,
@@ -317,17 +325,27 @@ impl World {
     /// # Panics
     /// When the worker takes no uplink.
     pub fn new(shape: Shape) -> Self {
+        Self::remembering(shape, Memory::none())
+    }
+
+    /// As [`new`](Self::new), with a control path that remembers attachments.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn remembering(shape: Shape, memory: Memory) -> Self {
         let hv = Hypervisor::new();
         let clock = WorldClock::default();
-        let mut worker = Worker::new(Back::new(&hv), clock.clone(), shape.settings);
+        let (life, shelf) = (Life::default(), Shelf::default());
+        let mut worker = Worker::new(Back::mortal(&hv, &life, &shelf), clock.clone(), shape.settings);
         let (near, mut end) = cable();
-        let uplink = CableUplink { end: near, arriving: shape.arriving };
+        let uplink = CableUplink { end: near.clone(), arriving: shape.arriving };
         worker.add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
         let stack = Stack::new(&mut end, [2, 0, 0, 0, 0, 1], "10.0.0.1/24");
         let mut connector = Connector::new(&hv, shape.offers, shape.policy);
         connector.urgent = shape.urgent;
         let worker = SharedWorker(Rc::new(RefCell::new(worker)));
-        let control = (shape.control != ControlPath::Hand).then(|| Control::new(&hv, worker.clone()));
+        let control =
+            (shape.control != ControlPath::Hand).then(|| Control::new(&hv, worker.clone(), memory.clone()));
         Self {
             hv,
             worker,
@@ -339,10 +357,37 @@ impl World {
             meter: None,
             worker_allocations: 0,
             guest_allocations: 0,
+            life,
+            shelf,
+            memory,
+            near,
             shape,
             clock,
             next: Next { when: Wish::Now, uplinks: Uplinks::Awaited },
         }
+    }
+
+    /// Ends the backend as it stands, whether it has died or not, and starts another one, which knows what the first
+    /// one remembered. The guests are told nothing.
+    ///
+    /// # Panics
+    /// When there is no real control path, or the new backend does not start.
+    pub fn restart(&mut self) {
+        assert!(self.shape.control != ControlPath::Hand, "a backend that remembers");
+        self.control = None;
+        self.life.set(u64::MAX);
+        let back = Back::mortal(&self.hv, &self.life, &self.shelf);
+        let worker = Worker::new(back, self.clock.clone(), self.shape.settings);
+        // The old one lets go of everything before the new one takes it.
+        drop(self.worker.0.replace(worker));
+        let uplink = CableUplink { end: self.near.clone(), arriving: self.shape.arriving };
+        self.worker.0.borrow_mut().add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
+        let mut control = Control::new(&self.hv, self.worker.clone(), self.memory.clone());
+        if let Err(failure) = control.manager.recall(self.clock.now_ns()) {
+            panic!("{failure}");
+        }
+        self.control = Some(control);
+        self.next = Next { when: Wish::Now, uplinks: Uplinks::Awaited };
     }
 
     /// Adds a guest with the address 10.0.0.`id` and connects it. Returns its index.
@@ -436,17 +481,23 @@ impl World {
             self.connector.unplug(guest.id);
             guest.pump();
         }
+        self.await_grants(index);
+        let guest = &mut self.guests[index];
+        // What the stack was sending is lost with the vif.
+        guest.readiness = Readiness::Idle;
+        guest.due_ns = None;
+    }
+
+    /// Waits until a guest without a vif has its grants back.
+    pub fn await_grants(&mut self, index: usize) {
         let guest = &mut self.guests[index];
         // Pages that the backend let go of late are asked for again by the driver's own clock, which is real, and of
         // which a driver only has so many outstanding.
         let patience = Instant::now() + Duration::from_secs(5);
-        while self.hv.claimed_grants(id) > 0 && Instant::now() < patience {
+        while self.hv.claimed_grants(guest.id) > 0 && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(5));
             guest.pump();
         }
-        // What the stack was sending is lost with the vif.
-        guest.readiness = Readiness::Idle;
-        guest.due_ns = None;
     }
 
     /// Destroys a guest as it stands.

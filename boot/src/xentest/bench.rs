@@ -35,6 +35,11 @@ impl<'a> Bench<'a> {
         self.dom0.shell(
             "pkill -9 -x drayage; pkill -9 -x udhcpd; pkill -9 -f 'peer (send|ping|udp-echo|tcp-echo)'; true",
         )?;
+        // What a daemon that was killed wanted to find again.
+        self.dom0.shell(
+            "rm -rf /run/drayage; for dev in /sys/class/net/*/tun_flags; do [ -e $dev ] || continue; \
+             dev=${dev%/tun_flags}; ip link del ${dev##*/}; done",
+        )?;
         let left = self.dom0.shell("xl list | tail -n +3")?;
         ensure!(left.trim().is_empty(), "domains that do not go away:\n{left}");
         Ok(())

@@ -43,6 +43,9 @@ pub struct Attachment {
     /// What the guest is held to.
     #[serde(flatten)]
     pub rules: Rules,
+    /// Whether it is the configuration that wants it, and no operator.
+    #[serde(default)]
+    pub configured: bool,
 }
 
 fn write_text<S: Serializer>(value: &impl ToString, to: S) -> Result<S::Ok, S::Error> {
@@ -71,7 +74,17 @@ fn read_classes<'de, D: Deserializer<'de>>(from: D) -> Result<Classes, D::Error>
     String::deserialize(from)?.parse().map_err(D::Error::custom)
 }
 
-/// The file with all attachments.
+/// All that is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembrance {
+    /// What operators asked for.
+    pub attachments: Vec<Attachment>,
+    /// The names of network devices that we made, and are to remove.
+    #[serde(default)]
+    pub devices: Vec<String>,
+}
+
+/// The file in which it is.
 #[derive(Clone, Debug)]
 pub struct Memory {
     path: Option<PathBuf>,
@@ -92,11 +105,11 @@ impl Memory {
     ///
     /// # Errors
     /// When the file is there and cannot be read or makes no sense.
-    pub fn load(&self) -> io::Result<Vec<Attachment>> {
-        let Some(path) = &self.path else { return Ok(Vec::new()) };
+    pub fn load(&self) -> io::Result<Remembrance> {
+        let Some(path) = &self.path else { return Ok(Remembrance::default()) };
         match std::fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| named(path, io::Error::other(error))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Remembrance::default()),
             Err(error) => Err(named(path, error)),
         }
     }
@@ -105,9 +118,9 @@ impl Memory {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&self, attachments: &[&Attachment]) -> io::Result<()> {
+    pub fn save(&self, all: &Remembrance) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let text = serde_json::to_string_pretty(attachments).map_err(io::Error::other)?;
+        let text = serde_json::to_string_pretty(all).map_err(io::Error::other)?;
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| named(folder, error))?;
         }
@@ -129,7 +142,7 @@ mod tests {
     fn what_is_remembered_is_read_again() {
         let folder = std::env::temp_dir().join(format!("drayage-memory-{}", std::process::id()));
         let memory = Memory::in_file(folder.join("attachments.json"));
-        assert!(memory.load().unwrap().is_empty());
+        assert_eq!(memory.load().unwrap(), Remembrance::default());
         let one = Attachment {
             uuid: "11111111-2222-3333-4444-555555555555".into(),
             name: "one".into(),
@@ -141,10 +154,12 @@ mod tests {
             size_bytes: 65_536,
             containers: Containers::On,
             rules: Rules { locked_mac: true, isolated: false },
+            configured: false,
         };
         let two = Attachment { vif: 1, port: None, containers: Containers::Off, ..one.clone() };
-        memory.save(&[&one, &two]).unwrap();
-        assert_eq!(memory.load().unwrap(), [one, two]);
+        let all = Remembrance { attachments: vec![one, two], devices: vec!["dry0".into()] };
+        memory.save(&all).unwrap();
+        assert_eq!(memory.load().unwrap(), all);
         std::fs::write(folder.join("attachments.json"), "rubbish").unwrap();
         assert!(memory.load().unwrap_err().to_string().contains("attachments.json"));
         std::fs::remove_dir_all(&folder).unwrap();

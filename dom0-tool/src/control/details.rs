@@ -13,7 +13,7 @@ use crate::rules::Rules;
 use crate::store::{Store, StoreError, Transaction};
 use crate::switch::Mac;
 use crate::vif::multicast::Groups;
-use crate::vif::{Connection, RemoteEvents, rx, tx};
+use crate::vif::{Connection, RemoteEvents, Rings, rx, tx};
 use crate::xen::{DomainId, EventPort, GrantRef};
 
 /// Whether containers are offered to a guest.
@@ -197,5 +197,6 @@ pub fn read(
         urgent: wanted.urgent,
         rules: wanted.rules,
         groups,
+        rings: Rings::New,
     })
 }

@@ -12,7 +12,7 @@ use super::plane::DataPlane;
 use super::{CLOSE_PATIENCE_NS, Manager, details};
 use crate::store::{Store, StoreError, transact};
 use crate::switch::{PortId, Segment};
-use crate::vif::{Connection, Counters, rx, tx};
+use crate::vif::{Connection, Counters, Rings, rx, tx};
 use crate::xen::DomainId;
 
 /// A vif.
@@ -23,6 +23,8 @@ pub(super) struct Device {
     pub(super) nodes: Nodes,
     pub(super) segment: Segment,
     pub(super) stage: Stage,
+    /// Who had the rings of the next connection before.
+    pub(super) rings: Rings,
     /// What it did until it was disconnected last.
     pub(super) last_counters: Counters,
 }
@@ -51,9 +53,15 @@ impl Stage {
 }
 
 impl Device {
-    pub(super) fn new(domain: Domain, attachment: Attachment, nodes: Nodes, segment: Segment) -> Self {
+    pub(super) fn new(
+        domain: Domain,
+        attachment: Attachment,
+        nodes: Nodes,
+        segment: Segment,
+        rings: Rings,
+    ) -> Self {
         let last_counters = Counters::default();
-        Self { domain, attachment, nodes, segment, stage: Stage::Waiting, last_counters }
+        Self { domain, attachment, nodes, segment, stage: Stage::Waiting, rings, last_counters }
     }
 
     /// Returns the node that is watched.
@@ -97,7 +105,8 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             }
             (State::Closed, Stage::Closing { .. }) => {
                 self.drop_device(key);
-                Ok(())
+                // It may have been closed to be attached otherwise.
+                self.welcome(now_ns)
             }
             (State::Closed, _) => {
                 self.disconnect(key);
@@ -137,7 +146,11 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             Err(details::Refused::Store(error)) => Err(error),
             result => Ok(result.map_err(|refused| refused.to_string())),
         })?;
-        let outcome = read.and_then(|connection: Connection| {
+        let rings = device.rings;
+        // What an earlier daemon left connected stays so: its frontend is not to notice anything.
+        let connected = device.nodes.backend_state(&self.store)? == Some(State::Connected);
+        let outcome = read.and_then(|mut connection: Connection| {
+            connection.rings = rings;
             let (rx, tx) = (connection.rx_format, connection.tx_format);
             let port = self.data.connect(segment, connection).map_err(|error| error.to_string())?;
             Ok((port, rx != rx::Format::Plain, tx != tx::Format::Plain))
@@ -146,8 +159,13 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         match outcome {
             Ok((port, rx_containers, tx_containers)) => {
                 device.stage = Stage::Connected { port, rx_containers, tx_containers };
-                tracing::info!("connected vif {} of domain {:?} ({})", key.1, device.domain.name, key.0);
-                device.nodes.set_state(&self.store, State::Connected)
+                device.rings = Rings::New;
+                let what = match rings {
+                    Rings::New => "connected",
+                    Rings::TakenOver => "took over",
+                };
+                tracing::info!("{what} vif {} of domain {:?} ({})", key.1, device.domain.name, key.0);
+                if connected { Ok(()) } else { device.nodes.set_state(&self.store, State::Connected) }
             }
             Err(message) => {
                 tracing::warn!("refusing vif {} of domain {:?}: {message}", key.1, device.domain.name);
@@ -159,7 +177,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     }
 
     /// Stops serving an interface; it stays attached.
-    fn disconnect(&mut self, key: (DomainId, u32)) {
+    pub(super) fn disconnect(&mut self, key: (DomainId, u32)) {
         let Some(device) = self.devices.get_mut(&key) else { return };
         if let Some(port) = device.stage.port() {
             if let Some(counters) = self.data.disconnect(port) {
@@ -167,6 +185,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             }
             tracing::info!("disconnected vif {} of domain {:?} ({})", key.1, device.domain.name, key.0);
         }
+        device.rings = Rings::New;
         device.stage = match device.stage {
             Stage::Closing { until_ns, .. } => Stage::Closing { port: None, until_ns },
             _ => Stage::Waiting,
@@ -198,7 +217,9 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             let port = device.stage.port();
             device.stage = Stage::Closing { port, until_ns: now_ns + CLOSE_PATIENCE_NS };
         }
-        device.nodes.set(&self.store, keys::ONLINE, "0")?;
+        if device.nodes.keeper() == super::nodes::Keeper::Us {
+            device.nodes.set(&self.store, keys::ONLINE, "0")?;
+        }
         device.nodes.set_state(&self.store, State::Closing)
     }
 

@@ -33,6 +33,8 @@ pub enum FailureKind {
     NoXen,
     /// The daemon does not run.
     NoDaemon,
+    /// The daemon went away before it answered.
+    Gone,
     /// A value makes no sense.
     BadValue,
 }
@@ -41,7 +43,7 @@ impl FailureKind {
     /// Returns the exit code; 2 is also what a command line that cannot be parsed ends with.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Other => 1,
+            Self::Other | Self::Gone => 1,
             Self::BadValue => 2,
             Self::NotFound => 3,
             Self::Taken => 4,

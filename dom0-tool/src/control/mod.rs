@@ -3,9 +3,12 @@
 //! Everything here happens on one thread, in reaction to an operator's request, a watch, a fault that the
 //! data path noticed, or a deadline. It may take its time; nothing here runs for a packet.
 
+mod adopted;
 pub mod attachment;
+pub mod configured;
 pub mod details;
 mod device;
+pub mod elsewhere;
 pub mod error;
 pub mod nodes;
 pub mod plane;
@@ -19,15 +22,18 @@ use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
 use crate::class::Classes;
 use crate::policy::Policy;
 use crate::port::spec::PortSpec;
+use crate::port::tap::Origin;
 use crate::rules::Rules;
 use crate::store::{Store, StoreError, WatchEvent};
 use crate::switch::{Mac, Segment};
+use crate::vif::Rings;
 use crate::xen::DomainId;
-use attachment::{Attachment, Memory};
+use attachment::{Attachment, Memory, Remembrance};
+use configured::Wanted;
 use details::Containers;
 use device::{Device, Stage};
 use error::{Failure, FailureKind};
-use nodes::{Domain, Nodes};
+use nodes::{Domain, Keeper, Nodes};
 use plane::DataPlane;
 use uplinks::Uplinks;
 
@@ -35,6 +41,8 @@ use uplinks::Uplinks;
 pub const CLOSE_PATIENCE_NS: u64 = 5_000_000_000;
 /// How long an attachment is kept for a guest that is gone: a reboot takes a few seconds.
 pub const REBOOT_PATIENCE_NS: u64 = 120_000_000_000;
+/// The largest container unless somebody says otherwise.
+pub const DEFAULT_SIZE_BYTES: u32 = 65_536;
 /// The segment of guests without an uplink.
 const LOCAL: Segment = Segment(1);
 
@@ -61,6 +69,43 @@ pub struct AttachRequest {
     pub rules: Rules,
 }
 
+impl AttachRequest {
+    /// Judges what can be judged without looking for the guest.
+    ///
+    /// # Errors
+    /// [`Failure`] of the kind [`FailureKind::BadValue`].
+    pub fn judge(&self) -> Result<(), Failure> {
+        let bad = |message: String| Err(Failure::new(FailureKind::BadValue, message));
+        if !(MIN_SIZE_BYTES..=MAX_RX_BYTES).contains(&(self.size_bytes as usize)) {
+            let range = format!("{MIN_SIZE_BYTES} to {MAX_RX_BYTES}");
+            return bad(format!("bad container size {}: it can be {range} bytes", self.size_bytes));
+        }
+        if let Some(mac) = self.mac
+            && mac.is_group()
+        {
+            return bad(format!("bad mac {mac}: the first byte of a guest's own address is even"));
+        }
+        Ok(())
+    }
+
+    /// Returns what is remembered of it, for a domain and an interface.
+    fn attachment(&self, domain: &Domain, vif: u32) -> Attachment {
+        Attachment {
+            mac: self.mac.unwrap_or_else(|| derived_mac(&domain.uuid, vif)),
+            uuid: domain.uuid.clone(),
+            name: domain.name.clone(),
+            vif,
+            port: self.port.clone(),
+            policy: self.policy,
+            urgent: self.urgent,
+            size_bytes: self.size_bytes,
+            containers: self.containers,
+            rules: self.rules,
+            configured: false,
+        }
+    }
+}
+
 /// What became of a detachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detached {
@@ -85,6 +130,8 @@ pub struct Manager<S, D> {
     devices: BTreeMap<(DomainId, u32), Device>,
     remembered: Vec<Remembered>,
     uplinks: Uplinks,
+    /// What a configuration wants attached.
+    wanted: Vec<Wanted>,
 }
 
 impl<S: Store, D: DataPlane> Manager<S, D> {
@@ -103,6 +150,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             devices: BTreeMap::new(),
             remembered: Vec::new(),
             uplinks: Uplinks::new(LOCAL),
+            wanted: Vec::new(),
         })
     }
 
@@ -116,10 +164,11 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     /// # Errors
     /// [`Failure`], when what was remembered cannot be read.
     pub fn recall(&mut self, now_ns: u64) -> Result<(), Failure> {
-        let attachments = self.memory.load().map_err(|error| {
+        let Remembrance { attachments, devices } = self.memory.load().map_err(|error| {
             let message = format!("{error}; remove the file to start without remembered attachments");
             Failure::new(FailureKind::Other, message)
         })?;
+        self.uplinks.inherit(devices);
         for attachment in attachments {
             if let Some(spec) = &attachment.port
                 && let Err(failure) = self.uplinks.open(spec, &mut self.data)
@@ -130,7 +179,11 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             self.remembered.push(Remembered { attachment, gone_since_ns: Some(now_ns) });
         }
         self.welcome(now_ns)?;
+        self.adopt_all(now_ns)?;
+        self.watch_for_adoption()?;
         self.clear_leftovers()?;
+        self.uplinks.remove_inherited();
+        self.save();
         Ok(())
     }
 
@@ -142,6 +195,11 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 if let (Ok(id), Ok(vif)) = (domain.parse(), vif.parse())
                     && !self.devices.contains_key(&(DomainId(id), vif))
                 {
+                    let of_dom0 = Nodes::of_dom0(self.own, DomainId(id), vif);
+                    if of_dom0.wanted_by_dom0(&self.store)?.is_some() {
+                        of_dom0.remove(&self.store)?;
+                        continue;
+                    }
                     tracing::info!("removing what an earlier daemon left of vif {vif} of domain {id}");
                     Nodes::new(self.own, DomainId(id), vif).remove(&self.store)?;
                 }
@@ -155,16 +213,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     /// # Errors
     /// [`Failure`] of the kind [`FailureKind::NotFound`].
     pub fn find(&self, name: &str) -> Result<Domain, Failure> {
-        let all = nodes::domains(&self.store)?;
-        let by_name = all.iter().find(|d| d.name == name);
-        let found = by_name.or_else(|| all.iter().find(|d| d.id.to_string() == name));
-        found.cloned().ok_or_else(|| {
-            let others: Vec<String> =
-                all.iter().filter(|d| d.id != self.own).map(|d| format!("{} ({})", d.name, d.id)).collect();
-            let there_are = if others.is_empty() { "none".into() } else { others.join(", ") };
-            let message = format!("no domain {name:?}; there are: {there_are} (see `xl list`)");
-            Failure::new(FailureKind::NotFound, message)
-        })
+        find_domain(&self.store, self.own, name)
     }
 
     /// Attaches a guest. Returns what was made.
@@ -177,40 +226,28 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         if domain.id == self.own {
             return bad(format!("domain {:?} is the one that this backend runs in", request.domain));
         }
-        if !(MIN_SIZE_BYTES..=MAX_RX_BYTES).contains(&(request.size_bytes as usize)) {
-            let range = format!("{MIN_SIZE_BYTES} to {MAX_RX_BYTES}");
-            return bad(format!("bad container size {}: it can be {range} bytes", request.size_bytes));
-        }
-        if let Some(mac) = request.mac
-            && mac.is_group()
-        {
-            return bad(format!("bad mac {mac}: the first byte of a guest's own address is even"));
-        }
+        request.judge()?;
         let vif = self.choose_vif(&domain, request)?;
-        let attachment = Attachment {
-            mac: request.mac.unwrap_or_else(|| derived_mac(&domain.uuid, vif)),
-            uuid: domain.uuid.clone(),
-            name: domain.name.clone(),
-            vif,
-            port: request.port.clone(),
-            policy: request.policy,
-            urgent: request.urgent,
-            size_bytes: request.size_bytes,
-            containers: request.containers,
-            rules: request.rules,
-        };
-        if let Some(spec) = &request.port {
-            self.uplinks.open(spec, &mut self.data)?;
+        let attachment = request.attachment(&domain, vif);
+        self.install(&domain, &attachment)?;
+        Ok(attachment)
+    }
+
+    /// Makes an attachment, and remembers it.
+    fn install(&mut self, domain: &Domain, attachment: &Attachment) -> Result<(), Failure> {
+        if let Some(spec) = &attachment.port {
+            self.open_uplink(spec)?;
         }
-        if let Err(failure) = self.start(&domain, &attachment) {
+        if let Err(failure) = self.start(domain, attachment) {
             self.close_unused_uplinks();
             return Err(failure);
         }
         // A guest of the same UUID that is gone left its place to this one.
-        self.remembered.retain(|r| (&r.attachment.uuid, r.attachment.vif) != (&attachment.uuid, vif));
+        let place = (&attachment.uuid, attachment.vif);
+        self.remembered.retain(|r| (&r.attachment.uuid, r.attachment.vif) != place);
         self.remembered.push(Remembered { attachment: attachment.clone(), gone_since_ns: None });
         self.save();
-        Ok(attachment)
+        Ok(())
     }
 
     /// Chooses the number of a new interface. A domain that has one of ours gets another only if the request
@@ -243,20 +280,35 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     /// Makes the nodes of an attachment, and waits for the frontend.
     fn start(&mut self, domain: &Domain, attachment: &Attachment) -> Result<(), Failure> {
         let vif = attachment.vif;
-        let (segment, mtu) = match &attachment.port {
-            Some(spec) => self.uplinks.get(spec).map_or((LOCAL, 1500), |open| (open.segment, open.mtu)),
-            None => (LOCAL, 1500),
-        };
+        let (segment, mtu) = self.segment_of(attachment);
         let nodes = Nodes::new(self.own, domain.id, vif);
         // An earlier daemon's vif that still lives goes on where that one stopped.
-        let live = nodes.backend_state(&self.store)? == Some(drayage_wire::keys::State::Connected);
-        if !live {
+        let rings = if nodes.found(&self.store, attachment.mac, attachment.containers)? {
+            Rings::TakenOver
+        } else {
             nodes.create(&self.store, vif, attachment.mac, mtu, attachment.containers)?;
-        }
-        let device = Device::new(domain.clone(), attachment.clone(), nodes, segment);
+            Rings::New
+        };
+        let device = Device::new(domain.clone(), attachment.clone(), nodes, segment, rings);
         self.store.watch(&device.watched(), &device.token())?;
         tracing::info!("attached vif {vif} of domain {:?} ({})", domain.name, domain.id);
         self.devices.insert((domain.id, vif), device);
+        Ok(())
+    }
+
+    /// Returns the segment of an attachment whose uplink is open, and its MTU.
+    fn segment_of(&self, attachment: &Attachment) -> (Segment, u16) {
+        match &attachment.port {
+            Some(spec) => self.uplinks.get(spec).map_or((LOCAL, 1500), |open| (open.segment, open.mtu)),
+            None => (LOCAL, 1500),
+        }
+    }
+
+    fn open_uplink(&mut self, spec: &PortSpec) -> Result<(), Failure> {
+        if self.uplinks.open(spec, &mut self.data)? == Origin::Made {
+            // At once: it outlives us from now on.
+            self.save();
+        }
         Ok(())
     }
 
@@ -267,11 +319,22 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             .chain(devices.values().map(|device| &device.attachment))
             .filter_map(|attachment| attachment.port.as_ref())
             .collect();
-        uplinks.close_all_but(&used, data);
+        if uplinks.close_all_but(&used, data) {
+            self.save();
+        }
+    }
+
+    /// Ends in order, with no interface left: what was made is removed. What is remembered stays so.
+    pub fn end(&mut self) {
+        self.uplinks.close_all_but(&[], &mut self.data);
+        self.save();
     }
 
     fn save(&self) {
-        let all: Vec<&Attachment> = self.remembered.iter().map(|r| &r.attachment).collect();
+        let all = Remembrance {
+            attachments: self.remembered.iter().map(|r| r.attachment.clone()).collect(),
+            devices: self.uplinks.made(),
+        };
         if let Err(error) = self.memory.save(&all) {
             tracing::warn!("attachments will not be known after a restart: {error}");
         }
@@ -305,6 +368,23 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             }
         };
         if let Some(device) = self.devices.get(&key) {
+            let whose = match device.nodes.keeper() {
+                Keeper::Us => None,
+                Keeper::Toolstack => Some(format!("xl's: `xl network-detach {name} {}`", key.1)),
+                Keeper::Dom0 => Some("dom0's: `drayage detach --backend` there".into()),
+            };
+            if let Some(whose) = whose {
+                let message = format!("interface {} of domain {name:?} is {whose}", key.1);
+                return Err(Failure::new(FailureKind::Taken, message));
+            }
+            if device.attachment.configured {
+                let message = format!(
+                    "interface {} of domain {name:?} is attached by the configuration: take it out of there, and \
+                     `drayage reload`",
+                    key.1
+                );
+                return Err(Failure::new(FailureKind::Taken, message));
+            }
             let uuid = &device.attachment.uuid;
             self.remembered.retain(|r| (&r.attachment.uuid, r.attachment.vif) != (uuid, key.1));
             self.save();
@@ -335,6 +415,11 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         self.devices.contains_key(&key)
     }
 
+    /// Returns whether a domain has an interface of ours.
+    pub fn serves(&self, domain: DomainId) -> bool {
+        self.devices.keys().any(|(id, _)| *id == domain)
+    }
+
     /// Returns whether there is no interface.
     pub fn is_empty(&self) -> bool {
         self.devices.is_empty()
@@ -342,6 +427,8 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
 
     /// Begins to close all interfaces, in order; they stay remembered. Returns whether none is left.
     pub fn close_all(&mut self, now_ns: u64) -> bool {
+        // Nobody is attached any more.
+        self.wanted.clear();
         let keys: Vec<_> = self.devices.keys().copied().collect();
         for key in keys {
             if let Err(error) = self.close(key, now_ns) {
@@ -360,6 +447,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         let result = match event.token.as_str() {
             "introduce" => self.welcome(now_ns),
             "release" => self.miss(now_ns),
+            adopted::TOKEN => self.adoption_changed(&event.path, now_ns),
             token => match Device::key_of(token) {
                 Some(key) => self.advance(key, now_ns),
                 None => Ok(()),
@@ -375,12 +463,13 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         }
     }
 
-    /// Attaches guests that came (again) and are remembered.
+    /// Attaches guests that came (again) and are remembered, or configured.
     fn welcome(&mut self, now_ns: u64) -> Result<(), StoreError> {
-        if self.remembered.iter().all(|r| r.gone_since_ns.is_none()) {
+        if self.wanted.is_empty() && self.remembered.iter().all(|r| r.gone_since_ns.is_none()) {
             return Ok(());
         }
-        for domain in nodes::domains(&self.store)? {
+        let domains = nodes::domains(&self.store)?;
+        for domain in &domains {
             for at in 0..self.remembered.len() {
                 let remembered = &self.remembered[at];
                 let attachment = remembered.attachment.clone();
@@ -391,7 +480,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 if !wanted || self.devices.contains_key(&key) {
                     continue;
                 }
-                match self.start(&domain, &attachment) {
+                match self.start(domain, &attachment) {
                     Ok(()) => {
                         self.remembered[at].gone_since_ns = None;
                         // An earlier daemon's vif may be connected already.
@@ -401,14 +490,16 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 }
             }
         }
-        Ok(())
+        self.welcome_configured(&domains, now_ns)
     }
 
     /// Cleans up after guests that are gone.
     fn miss(&mut self, now_ns: u64) -> Result<(), StoreError> {
         let keys: Vec<_> = self.devices.keys().copied().collect();
         for key in keys {
-            if nodes::domain(&self.store, key.0)?.is_none() {
+            // What we may not look into is told by its frontend's directory.
+            let gone = nodes::domain(&self.store, key.0)?.is_none();
+            if gone && self.devices.get(&key).is_some_and(|d| d.nodes.keeper() != Keeper::Dom0) {
                 self.lose(key, now_ns)?;
             }
         }
@@ -465,6 +556,20 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             self.close_unused_uplinks();
         }
     }
+}
+
+/// Finds a domain by name or number.
+fn find_domain(store: &impl Store, own: DomainId, name: &str) -> Result<Domain, Failure> {
+    let all = nodes::domains(store)?;
+    let by_name = all.iter().find(|d| d.name == name);
+    let found = by_name.or_else(|| all.iter().find(|d| d.id.to_string() == name));
+    found.cloned().ok_or_else(|| {
+        let others: Vec<String> =
+            all.iter().filter(|d| d.id != own).map(|d| format!("{} ({})", d.name, d.id)).collect();
+        let there_are = if others.is_empty() { "none".into() } else { others.join(", ") };
+        let message = format!("no domain {name:?}; there are: {there_are} (see `xl list`)");
+        Failure::new(FailureKind::NotFound, message)
+    })
 }
 
 /// Derives an address from a guest's UUID, in Xen's own range (00:16:3e), so that it stays the same.

@@ -18,7 +18,26 @@ pub struct Nodes {
     pub backend: String,
     own: DomainId,
     domain: DomainId,
+    keeper: Keeper,
 }
+
+type Pairs = Vec<(&'static str, String)>;
+
+/// Who makes and removes the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// This daemon does.
+    Us,
+    /// xl does, below `backend/vif`.
+    Toolstack,
+    /// Whoever gave a guest an interface of a driver domain's, from dom0.
+    Dom0,
+}
+
+/// The key by which the hotplug script knows that we serve an interface that the toolstack made.
+const OFFERED: &str = "drayage";
+/// The key in which dom0 says what it wants of a driver domain.
+const ATTACHMENT: &str = "attachment";
 
 /// Returns a domain's home.
 pub fn home(domain: DomainId) -> String {
@@ -46,7 +65,11 @@ pub struct Domain {
 /// # Errors
 /// [`StoreError`].
 pub fn domain(store: &impl Store, id: DomainId) -> Result<Option<Domain>, StoreError> {
-    let text = |key: &str| read_text(store, Transaction::NONE, &format!("{}/{key}", home(id)));
+    // A driver domain may not look into other homes.
+    let text = |key: &str| match read_text(store, Transaction::NONE, &format!("{}/{key}", home(id))) {
+        Err(StoreError::Denied(_)) => Ok(None),
+        result => result,
+    };
     let Some(name) = text("name")? else { return Ok(None) };
     // `vm` is a path: `/vm/<uuid>`.
     let uuid = text("vm")?.and_then(|vm| vm.rsplit('/').next().map(str::to_owned)).unwrap_or_default();
@@ -96,7 +119,94 @@ impl Nodes {
             backend: format!("{}/{domain}/{vif}", backend_root(own)),
             own,
             domain,
+            keeper: Keeper::Us,
         }
+    }
+
+    /// Names the nodes of a vif that the toolstack makes and removes.
+    pub fn of_toolstack(own: DomainId, domain: DomainId, vif: u32) -> Self {
+        let backend = format!("{}/backend/{}/{domain}/{vif}", home(own), keys::FRONTEND_TYPE);
+        Self { backend, keeper: Keeper::Toolstack, ..Self::new(own, domain, vif) }
+    }
+
+    /// Names the nodes of a vif that dom0 made for us, a driver domain.
+    pub fn of_dom0(own: DomainId, domain: DomainId, vif: u32) -> Self {
+        Self { keeper: Keeper::Dom0, ..Self::new(own, domain, vif) }
+    }
+
+    /// Returns whose frontend it is.
+    pub fn domain(&self) -> DomainId {
+        self.domain
+    }
+
+    /// Returns who makes and removes them.
+    pub fn keeper(&self) -> Keeper {
+        self.keeper
+    }
+
+    /// Makes both directories from dom0, for a daemon in the domain that owns the backend's. Both ends are in
+    /// `Initialising`; `attachment` says what is wanted.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is then there.
+    pub fn create_for(
+        &self,
+        store: &impl Store,
+        mac: Mac,
+        vif: u32,
+        attachment: &str,
+    ) -> Result<(), StoreError> {
+        let (front, mut back) = self.common(vif, mac, 1500);
+        back.push((ATTACHMENT, attachment.into()));
+        back.push((keys::STATE, State::Initialising.value().into()));
+        let above = format!("{}/{}", backend_root(self.own), self.domain);
+        transact(store, |t| {
+            // So that the daemon sees what comes, and may take away what is gone.
+            for dir in [&backend_root(self.own), &above] {
+                store.make(t, dir)?;
+                store.permit(t, dir, &[(self.own, Permission::None)])?;
+            }
+            self.write_both(store, t, &front, &back)
+        })
+    }
+
+    /// Returns what dom0 wants, if it is dom0 that made the nodes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn wanted_by_dom0(&self, store: &impl Store) -> Result<Option<String>, StoreError> {
+        read_text(store, Transaction::NONE, &format!("{}/{ATTACHMENT}", self.backend))
+    }
+
+    /// Returns whether the other end is still wanted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn is_online(&self, store: &impl Store) -> Result<bool, StoreError> {
+        let online = read_text(store, Transaction::NONE, &format!("{}/{}", self.backend, keys::ONLINE))?;
+        Ok(online.as_deref() == Some("1"))
+    }
+
+    /// Writes into nodes of the toolstack's what we offer, and is in `InitWait` then.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn offer(&self, store: &impl Store, containers: Containers) -> Result<(), StoreError> {
+        transact(store, |t| {
+            for (key, value) in features(containers) {
+                store.write(t, &format!("{}/{key}", self.backend), &value)?;
+            }
+            store.write(t, &format!("{}/{OFFERED}", self.backend), env!("CARGO_PKG_VERSION"))?;
+            store.write(t, &format!("{}/{}", self.backend, keys::STATE), State::InitWait.value())
+        })
+    }
+
+    /// Returns whether we have [offered](Self::offer) anything there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn is_offered(&self, store: &impl Store) -> Result<bool, StoreError> {
+        Ok(read_text(store, Transaction::NONE, &format!("{}/{OFFERED}", self.backend))?.is_some())
     }
 
     /// Makes both directories: the frontend's in state `Initialising`, ours in `InitWait` with all that we
@@ -112,7 +222,16 @@ impl Nodes {
         mtu: u16,
         containers: Containers,
     ) -> Result<(), StoreError> {
-        let front = [
+        let (front, mut back) = self.common(vif, mac, mtu);
+        back.push(("hotplug-status", "connected".into()));
+        back.extend(features(containers));
+        back.push((keys::STATE, State::InitWait.value().into()));
+        transact(store, |t| self.write_both(store, t, &front, &back))
+    }
+
+    /// Returns what is written into the frontend's and into our directory in any case.
+    fn common(&self, vif: u32, mac: Mac, mtu: u16) -> (Pairs, Pairs) {
+        let front = vec![
             (keys::BACKEND, self.backend.clone()),
             (keys::BACKEND_ID, self.own.to_string()),
             (keys::HANDLE, vif.to_string()),
@@ -121,41 +240,71 @@ impl Nodes {
             (keys::TRUSTED, "1".into()),
             (keys::STATE, State::Initialising.value().into()),
         ];
-        let mut back = vec![
+        let back = vec![
             (keys::FRONTEND, self.frontend.clone()),
             (keys::FRONTEND_ID, self.domain.to_string()),
             (keys::ONLINE, "1".into()),
             (keys::HANDLE, vif.to_string()),
             (keys::MAC, mac.to_string()),
-            ("hotplug-status", "connected".into()),
         ];
-        back.extend(features(containers));
-        back.push((keys::STATE, State::InitWait.value().into()));
-        transact(store, |t| {
-            for (dir, owner, reader, pairs) in [
-                (&self.backend, self.own, self.domain, &back[..]),
-                (&self.frontend, self.domain, self.own, &front[..]),
-            ] {
-                store.remove(t, dir)?;
-                store.make(t, dir)?;
-                store.permit(t, dir, &[(owner, Permission::None), (reader, Permission::Read)])?;
-                for (key, value) in pairs {
-                    store.write(t, &format!("{dir}/{key}"), value)?;
-                }
-            }
-            Ok(())
-        })
+        (front, back)
     }
 
-    /// Removes both directories.
+    fn write_both(
+        &self,
+        store: &impl Store,
+        t: Transaction,
+        front: &[(&'static str, String)],
+        back: &[(&'static str, String)],
+    ) -> Result<(), StoreError> {
+        for (dir, owner, reader, pairs) in
+            [(&self.backend, self.own, self.domain, back), (&self.frontend, self.domain, self.own, front)]
+        {
+            store.remove(t, dir)?;
+            store.make(t, dir)?;
+            store.permit(t, dir, &[(owner, Permission::None), (reader, Permission::Read)])?;
+            for (key, value) in pairs {
+                store.write(t, &format!("{dir}/{key}"), value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether both directories are there already, made by an earlier daemon for the same interface, so
+    /// that it can be served from where that one stopped.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn found(&self, store: &impl Store, mac: Mac, containers: Containers) -> Result<bool, StoreError> {
+        let back = |key: &str| read_text(store, Transaction::NONE, &format!("{}/{key}", self.backend));
+        let lives = matches!(
+            self.backend_state(store)?,
+            Some(State::InitWait | State::Connected | State::Reconfigured)
+        );
+        let offered = back(keys::FEATURE_RX_CONTAINERS)?.is_some();
+        Ok(lives
+            && self.frontend_state(store)?.is_some()
+            && back(keys::FRONTEND)?.as_deref() == Some(&*self.frontend)
+            && back(keys::ONLINE)?.as_deref() == Some("1")
+            && back(keys::MAC)? == Some(mac.to_string())
+            && offered == (containers == Containers::On))
+    }
+
+    /// Removes both directories, where they are ours.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn remove(&self, store: &impl Store) -> Result<(), StoreError> {
-        transact(store, |t| {
-            store.remove(t, &self.frontend)?;
-            store.remove(t, &self.backend)
-        })?;
+        match self.keeper {
+            Keeper::Toolstack => return Ok(()),
+            // dom0 takes away what it made once we are Closed; if the guest is gone, what is left is ours.
+            Keeper::Dom0 if self.frontend_state(store)?.is_some() => return Ok(()),
+            Keeper::Dom0 => store.remove(Transaction::NONE, &self.backend)?,
+            Keeper::Us => transact(store, |t| {
+                store.remove(t, &self.frontend)?;
+                store.remove(t, &self.backend)
+            })?,
+        }
         // The guest's own directory goes with its last interface.
         if let Some((parent, _)) = self.backend.rsplit_once('/')
             && children(store, parent)?.is_empty()

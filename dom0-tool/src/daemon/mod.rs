@@ -3,90 +3,41 @@
 //!
 //! It starts and ends things, and knows none of them from within.
 
+mod config;
 mod data;
+mod lock;
 mod realtime;
 mod server;
 mod threads;
 
-use std::fmt::Display;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 
-use crate::class::Classes;
 use crate::clock::{Clock, Monotonic};
 use crate::control::attachment::Memory;
 use crate::control::error::{Failure, FailureKind};
-use crate::control::{AttachRequest, Detached, Manager};
-use crate::ipc::{DEFAULT_SOCKET, Generated, Reply, Request, Stats};
-use crate::policy::Policy;
+use crate::control::{AttachRequest, DEFAULT_SIZE_BYTES, Detached, Manager};
+use crate::ipc::{DEFAULT_SOCKET, Generated, Reply, Request, Stats, ask, hand_over};
 use crate::port::generator::{MAX_FRAME_BYTES, MIN_FRAME_BYTES, Stream};
 use crate::store::client::{Client, Notice};
 use crate::switch::Mac;
 use crate::worker::{Target, WorkerCounters};
+use crate::xen::kept::KeptPages;
 use crate::xen::{DomainId, OpenError};
+pub use config::{Config, Defaults};
+use lock::Lock;
 use threads::DataThreads;
 pub use threads::Workers;
 
 /// Where attachments are remembered unless the configuration says otherwise. Not over a reboot of the host:
 /// its guests do not survive that either.
 const DEFAULT_MEMORY: &str = "/run/drayage/attachments.json";
-/// The largest container unless the operator says otherwise.
-const DEFAULT_SIZE_BYTES: u32 = 65_536;
 /// The generator's own address.
 const GENERATOR_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
-
-/// The configuration file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Where the daemon listens.
-    pub socket: Option<PathBuf>,
-    /// Where attachments are remembered.
-    pub memory: Option<PathBuf>,
-    /// How many workers there are, where they run, and how they trade delay for wake-ups.
-    pub worker: Workers,
-    /// Whether the data path runs under `SCHED_FIFO`.
-    pub realtime: bool,
-    /// What holds for an attachment that does not say otherwise.
-    pub attach: Defaults,
-}
-
-/// What holds for an attachment that does not say otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Defaults {
-    /// When containers go out.
-    #[serde(deserialize_with = "read_text")]
-    pub policy: Policy,
-    /// Packets that do not wait.
-    #[serde(deserialize_with = "read_text")]
-    pub urgent: Classes,
-}
-
-fn read_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<T, D::Error> {
-    String::deserialize(from)?.parse().map_err(D::Error::custom)
-}
-
-impl Config {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub fn read(path: &Path) -> Result<Self, Failure> {
-        let bad = |error: String| {
-            Failure::new(FailureKind::BadValue, format!("configuration {}: {error}", path.display()))
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
-        toml::from_str(&text).map_err(|error| bad(error.to_string()))
-    }
-}
 
 /// Something that the main thread is to handle.
 enum Event {
@@ -94,6 +45,26 @@ enum Event {
     Request(Request, Sender<Reply>),
     Fault,
     Stop(i32),
+    Leave,
+    Reload,
+}
+
+/// What to do about a daemon that runs already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing: this one does not start.
+    Alone,
+    /// It leaves, and this one goes on with what it served.
+    TakeOver,
+}
+
+/// How the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// With no interface left.
+    Closed,
+    /// With its interfaces connected, for the next daemon.
+    Left,
 }
 
 type DaemonManager = Manager<Client, DataThreads>;
@@ -101,17 +72,25 @@ type DaemonManager = Manager<Client, DataThreads>;
 struct Daemon {
     manager: DaemonManager,
     clock: Monotonic,
-    defaults: Defaults,
     /// Requests to detach that wait for the frontend.
     detaching: Vec<((DomainId, u32), Sender<Reply>)>,
+    /// Whether the next daemon is to go on from here.
+    leaving: bool,
+    /// Whether all interfaces are being closed.
+    stopping: bool,
+    config: Config,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
 ///
 /// # Errors
 /// [`Failure`], when it cannot start or loses xenstore.
-pub fn run(config: &Config) -> Result<(), Failure> {
+pub fn run(config: &Config, start: Start) -> Result<(), Failure> {
     let socket = config.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+    if start == Start::TakeOver {
+        hand_over(&socket)?;
+    }
+    let _lock = Lock::take(&socket, || ask::<String>(&socket, &Request::Hello).is_ok())?;
     let listener = server::listen(&socket)?;
     let result = serve(config, &socket, listener);
     // Nobody is to find a socket that nobody listens on, however we ended.
@@ -122,27 +101,47 @@ pub fn run(config: &Config) -> Result<(), Failure> {
 /// Runs the daemon on its socket.
 fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), Failure> {
     let (tell, events) = channel();
+    let memory_file = config.memory.clone().unwrap_or_else(|| DEFAULT_MEMORY.into());
+    let kept = KeptPages::in_folder(memory_file.with_file_name("rings"));
     let to_main = tell.clone();
-    let data = threads::start(&config.worker, move || drop(to_main.send(Event::Fault)))?;
+    let data = threads::start(&config.worker, &kept, move || drop(to_main.send(Event::Fault)))?;
     if config.realtime {
         data.enter_realtime()?;
     }
     let to_main = tell.clone();
-    let store = Client::connect(move |notice| drop(to_main.send(Event::Store(notice)))).map_err(|error| {
-        let denied = error.socket.kind() == std::io::ErrorKind::PermissionDenied;
-        let kind = if denied { FailureKind::Denied } else { FailureKind::NoXen };
-        Failure::new(kind, format!("{error}; start xenstored, and run as root in dom0"))
-    })?;
+    let store = connect_store(move |notice| drop(to_main.send(Event::Store(notice))))?;
     let own = store.own_domain()?;
-    let memory = Memory::in_file(config.memory.clone().unwrap_or_else(|| DEFAULT_MEMORY.into()));
-    let manager = Manager::new(store, data, own, memory)?;
-    let defaults = config.attach;
-    let mut daemon = Daemon { manager, clock: Monotonic, defaults, detaching: Vec::new() };
+    let manager = Manager::new(store, data, own, Memory::in_file(memory_file))?;
+    let config = config.clone();
+    let guests = config.guests()?;
+    let clock = Monotonic;
+    let mut daemon =
+        Daemon { manager, clock, detaching: Vec::new(), leaving: false, stopping: false, config };
     daemon.manager.recall(Monotonic.now_ns())?;
+    daemon.manager.configure(guests, Monotonic.now_ns())?;
+    kept.sweep(|domain| daemon.manager.serves(domain));
     stop_on_signals(tell.clone())?;
     server::serve(listener, tell);
     tracing::info!("ready: serving as domain {own}, listening on {}", socket.display());
-    daemon.work(&events)
+    let result = daemon.work(&events);
+    match result {
+        Ok(Ending::Closed) => daemon.manager.end(),
+        Ok(Ending::Left) => tracing::info!("leaving with all interfaces connected, for the next daemon"),
+        Err(_) => {}
+    }
+    result.map(drop)
+}
+
+/// Connects to xenstore.
+///
+/// # Errors
+/// [`Failure`], with what to do.
+pub fn connect_store(notice: impl FnMut(Notice) + Send + 'static) -> Result<Client, Failure> {
+    Client::connect(notice).map_err(|error| {
+        let denied = error.socket.kind() == std::io::ErrorKind::PermissionDenied;
+        let kind = if denied { FailureKind::Denied } else { FailureKind::NoXen };
+        Failure::new(kind, format!("{error}; start xenstored, and run as root in dom0 or in a driver domain"))
+    })
 }
 
 fn not_xen(error: OpenError) -> Failure {
@@ -161,11 +160,16 @@ fn not_xen(error: OpenError) -> Failure {
 }
 
 fn stop_on_signals(tell: Sender<Event>) -> Result<(), Failure> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR2, SIGHUP])
         .map_err(|error| Failure::new(FailureKind::Other, format!("catching signals: {error}")))?;
     std::thread::spawn(move || {
         for signal in signals.forever() {
-            if tell.send(Event::Stop(signal)).is_err() {
+            let event = match signal {
+                SIGUSR2 => Event::Leave,
+                SIGHUP => Event::Reload,
+                _ => Event::Stop(signal),
+            };
+            if tell.send(event).is_err() {
                 return;
             }
         }
@@ -175,8 +179,7 @@ fn stop_on_signals(tell: Sender<Event>) -> Result<(), Failure> {
 
 impl Daemon {
     /// Handles events until the end.
-    fn work(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
-        let mut stopping = false;
+    fn work(&mut self, events: &Receiver<Event>) -> Result<Ending, Failure> {
         loop {
             let event = match self.manager.next_deadline_ns() {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -192,21 +195,30 @@ impl Daemon {
                     return Err(Failure::new(FailureKind::Other, format!("xenstore went away: {why}")));
                 }
                 Ok(Event::Fault) => self.manager.on_faults()?,
+                Ok(Event::Leave) => self.leaving = true,
+                Ok(Event::Reload) => {
+                    if let Err(failure) = self.reload(now_ns) {
+                        tracing::error!("{failure}; everything stays as it was");
+                    }
+                }
                 Ok(Event::Request(request, reply)) => self.request(request, reply, now_ns),
-                Ok(Event::Stop(_)) if stopping => return Ok(()),
+                Ok(Event::Stop(_)) if self.stopping => return Ok(Ending::Left),
                 Ok(Event::Stop(signal)) => {
                     tracing::info!(
                         "closing all interfaces after signal {signal}; once more to leave at once"
                     );
-                    stopping = true;
+                    self.stopping = true;
                     self.manager.close_all(now_ns);
                 }
                 Err(RecvTimeoutError::Timeout) => self.manager.on_time(now_ns),
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Ending::Left),
             }
             self.report_detached();
-            if stopping && self.manager.is_empty() {
-                return Ok(());
+            if self.leaving {
+                return Ok(Ending::Left);
+            }
+            if self.stopping && self.manager.is_empty() {
+                return Ok(Ending::Closed);
             }
         }
     }
@@ -225,9 +237,17 @@ impl Daemon {
     fn request(&mut self, request: Request, reply: Sender<Reply>, now_ns: u64) {
         let answer = match request {
             Request::Hello => to_reply(env!("CARGO_PKG_VERSION")),
+            Request::Reload => match self.reload(now_ns) {
+                Ok(()) => Reply::Ok(serde_json::Value::Null),
+                Err(failure) => Reply::Error(failure),
+            },
+            Request::HandOver => {
+                self.leaving = true;
+                Reply::Ok(serde_json::Value::Null)
+            }
             Request::List => to_reply(self.manager.list()),
             Request::Stats => self.stats(),
-            Request::Attach { .. } => match attach_request(request, self.defaults) {
+            Request::Attach { .. } => match attach_request(request, self.config.attach) {
                 Ok(wanted) => match self.manager.attach(&wanted) {
                     Ok(attachment) => to_reply(attachment),
                     Err(failure) => Reply::Error(failure),
@@ -249,6 +269,31 @@ impl Daemon {
         };
         // The asker may have gone away.
         let _ = reply.send(answer);
+    }
+
+    /// Reads the configuration again. What is wrong with it changes nothing.
+    fn reload(&mut self, now_ns: u64) -> Result<(), Failure> {
+        let Some(path) = self.config.path.clone() else {
+            let message =
+                "this daemon was started without a configuration file (`drayage run --config FILE`)";
+            return Err(Failure::new(FailureKind::NotFound, message));
+        };
+        if self.stopping {
+            return Err(Failure::new(FailureKind::Other, "the daemon is closing all interfaces"));
+        }
+        let mut config = Config::read(&path)?;
+        let guests = config.guests()?;
+        // The command line's word goes before the file's, as at the start.
+        config.socket.clone_from(&self.config.socket);
+        let fixed = |c: &Config| (c.memory.clone(), c.worker.clone(), c.realtime);
+        config.realtime |= self.config.realtime;
+        if fixed(&config) != fixed(&self.config) {
+            tracing::warn!("{}: memory, realtime and [worker] count from the next start on", path.display());
+        }
+        self.manager.configure(guests, now_ns)?;
+        self.config = config;
+        tracing::info!("read {} again", path.display());
+        Ok(())
     }
 
     fn stats(&mut self) -> Reply {
@@ -325,7 +370,10 @@ fn to_reply(value: impl serde::Serialize) -> Reply {
 }
 
 /// Turns the texts of a request into what they mean.
-fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest, Failure> {
+///
+/// # Errors
+/// [`Failure`] of the kind [`FailureKind::BadValue`].
+pub fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest, Failure> {
     let Request::Attach { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules } = request
     else {
         return Err(Failure::new(FailureKind::Other, "not an attachment"));
@@ -355,6 +403,7 @@ fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Policy;
 
     fn attach(mac: Option<&str>, port: Option<&str>, policy: Option<&str>) -> Result<AttachRequest, Failure> {
         let request = Request::Attach {
@@ -385,21 +434,5 @@ mod tests {
             assert!(failure.message.contains(named), "{failure}");
             assert_eq!(failure.kind, FailureKind::BadValue);
         }
-    }
-
-    #[test]
-    fn a_configuration_is_read_and_its_mistakes_are_named() {
-        let config: Config = toml::from_str("socket = \"/tmp/d\"\n[worker]\nholdoff_us = 50").unwrap();
-        assert_eq!((config.worker.settings.holdoff_us, config.worker.threads), (50, 1));
-        let config: Config =
-            toml::from_str("realtime = true\n[attach]\npolicy = \"slo:delay=500\"\nurgent = \"none\"")
-                .unwrap();
-        assert_eq!(config.attach, Defaults { policy: Policy::Slo { delay_us: 500 }, urgent: Classes::NONE });
-        assert!(config.realtime);
-        let error = toml::from_str::<Config>("[attach]\npolicy = \"soon\"").unwrap_err().to_string();
-        assert!(error.contains("bad policy \"soon\""), "{error}");
-        assert!(toml::from_str::<Config>("sockets = 1").unwrap_err().to_string().contains("sockets"));
-        let failure = Config::read(Path::new("/nowhere/drayage.toml")).unwrap_err();
-        assert!(failure.message.contains("/nowhere/drayage.toml"));
     }
 }

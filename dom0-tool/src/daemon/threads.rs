@@ -26,6 +26,7 @@ use crate::vif::{Connection, Counters, Fault};
 use crate::worker::trunks::join;
 use crate::worker::{BATCH_OPS, ConnectError, Settings, Target, Worker};
 use crate::xen::Linux;
+use crate::xen::kept::KeptPages;
 
 /// Workers, at most: each has a trunk to every other.
 const MAX_WORKERS: usize = MAX_TRUNKS + 1;
@@ -92,12 +93,13 @@ pub(super) struct DataThreads {
     ports: BTreeMap<PortId, (Segment, Option<Mac>)>,
 }
 
-/// Opens Xen for each worker, joins them, and starts their threads.
+/// Opens Xen for each worker, with the pages that outlive it, joins them, and starts their threads.
 ///
 /// # Errors
 /// [`Failure`].
 pub(super) fn start(
     wanted: &Workers,
+    kept: &KeptPages,
     on_fault: impl FnMut() + Clone + Send + 'static,
 ) -> Result<DataThreads, Failure> {
     let failed =
@@ -105,7 +107,7 @@ pub(super) fn start(
     let mut workers = Vec::new();
     let mut bells = Vec::new();
     for _ in 0..wanted.threads {
-        let linux = Linux::open(BATCH_OPS).map_err(super::not_xen)?;
+        let linux = Linux::open(BATCH_OPS).map_err(super::not_xen)?.keeping(kept.clone());
         workers.push(Worker::new(linux, Monotonic, wanted.settings));
         bells.push(Arc::new(Bell::new().map_err(failed)?));
     }

@@ -20,6 +20,8 @@ pub const TUN: &str = "/dev/net/tun";
 
 /// `_IOW('T', 202, int)`.
 const TUNSETIFF: u64 = 0x4004_54ca;
+/// `_IOW('T', 203, int)`.
+const TUNSETPERSIST: u64 = 0x4004_54cb;
 /// `_IOW('T', 208, unsigned int)`.
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 /// `_IOW('T', 216, int)`.
@@ -36,6 +38,7 @@ const QUEUE_FRAMES: libc::c_int = 4096;
 pub fn constants() -> Vec<(&'static str, u64)> {
     let mut all = vec![
         ("TUNSETIFF", TUNSETIFF),
+        ("TUNSETPERSIST", TUNSETPERSIST),
         ("TUNSETOFFLOAD", TUNSETOFFLOAD),
         ("TUNSETVNETHDRSZ", TUNSETVNETHDRSZ),
         ("TUN_F_CSUM|TUN_F_TSO4|TUN_F_TSO6", OFFLOADS),
@@ -88,31 +91,71 @@ pub struct Tap {
     frame: Box<[u8]>,
 }
 
+/// Where a device came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was made now. It stays when this process ends, with its addresses and its bridge, until it is
+    /// [removed](remove).
+    Made,
+    /// It was there already.
+    Found,
+}
+
+/// What opening a device brought.
+#[derive(Debug)]
+pub struct Opened {
+    /// The device.
+    pub tap: Tap,
+    /// Its MTU.
+    pub mtu: u16,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Removes a device that nobody has open any more, and that was made by [`Tap::open`].
+///
+/// # Errors
+/// [`TapError`].
+pub fn remove(name: &str) -> Result<(), TapError> {
+    let tap = Tap::hold(name)?;
+    tap.set_persistent(false).map_err(|source| TapError::Other {
+        name: name.into(),
+        doing: "letting go of it",
+        source,
+    })
+}
+
 impl Tap {
-    /// Opens or makes the device, joins it to its bridge, and brings it up. Returns it with its MTU.
-    ///
-    /// # Errors
-    /// [`TapError`].
-    pub fn open(spec: &TapSpec) -> Result<(Self, u16), TapError> {
+    /// Opens the device, or makes it.
+    fn hold(name: &str) -> Result<Self, TapError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(TUN)
             .map_err(TapError::NoTun)?;
+        let mut request = IfReq::new(name);
+        request.value = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.call(&file, TUNSETIFF).map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY | libc::EINVAL) => TapError::Taken(name.into()),
+            _ => TapError::Other { name: name.into(), doing: "attaching", source },
+        })?;
+        Ok(Self { file, frame: vec![0; 4 + VNET_BYTES + MAX_FRAME_BYTES].into_boxed_slice() })
+    }
+
+    /// Opens or makes the device, joins it to its bridge, and brings it up.
+    ///
+    /// # Errors
+    /// [`TapError`].
+    pub fn open(spec: &TapSpec) -> Result<Opened, TapError> {
         let other = |doing| {
             let name = spec.name.clone();
             move |source| TapError::Other { name, doing, source }
         };
-        let mut request = IfReq::new(&spec.name);
-        request.value = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.call(&file, TUNSETIFF).map_err(|source| match source.raw_os_error() {
-            Some(libc::EBUSY | libc::EINVAL) => TapError::Taken(spec.name.clone()),
-            _ => other("attaching")(source),
-        })?;
-        let tap = Self { file, frame: vec![0; 4 + VNET_BYTES + MAX_FRAME_BYTES].into_boxed_slice() };
-        tap.set_header().map_err(other("setting its offloads"))?;
         let control = device::control_socket().map_err(other("opening a socket"))?;
+        let origin = if device::index(&control, &spec.name).is_ok() { Origin::Found } else { Origin::Made };
+        let tap = Self::hold(&spec.name)?;
+        tap.set_header().map_err(other("setting its offloads"))?;
         let mut queue = IfReq::new(&spec.name);
         queue.value = QUEUE_FRAMES;
         queue.call(&control, libc::SIOCSIFTXQLEN).map_err(other("setting its queue"))?;
@@ -125,7 +168,18 @@ impl Tap {
         }
         device::bring_up(&control, &spec.name).map_err(other("bringing it up"))?;
         let mtu = device::mtu(&control, &spec.name).map_err(other("reading its mtu"))?;
-        Ok((tap, mtu))
+        if origin == Origin::Made {
+            // Last, so that a device that could not be set up is gone again.
+            tap.set_persistent(true).map_err(other("making it stay"))?;
+        }
+        Ok(Opened { tap, mtu, origin })
+    }
+
+    fn set_persistent(&self, stays: bool) -> io::Result<()> {
+        // SAFETY: the number takes its flag by value.
+        let rc =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETPERSIST as _, libc::c_ulong::from(stays)) };
+        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn set_header(&self) -> io::Result<()> {

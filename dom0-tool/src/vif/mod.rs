@@ -48,6 +48,18 @@ pub struct Connection {
     pub rules: Rules,
     /// Which groups it hears.
     pub groups: Groups,
+    /// Who had the rings before.
+    pub rings: Rings,
+}
+
+/// Who had a frontend's rings before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rings {
+    /// Nobody: the frontend has just made them.
+    #[default]
+    New,
+    /// An earlier backend, which the frontend does not know to be gone.
+    TakenOver,
 }
 
 /// A frontend's event channels.
@@ -97,6 +109,8 @@ pub struct Vif<P> {
     pub subscriptions: Subscriptions,
     /// Event channels.
     pub events: LocalEvents,
+    /// The names under which its rings' ledgers are kept.
+    pub ledgers: [String; 2],
     /// What it did.
     pub counters: Counters,
     /// Whether its TX ring is to be read in the next pass.

@@ -134,15 +134,21 @@ pub struct Rx<P> {
 }
 
 impl<P: SharedWords> Rx<P> {
-    /// Attaches to the guest's ring. `region_bytes` is the size of the region that is later passed in.
-    pub fn new(page: P, connection: &Connection, region_bytes: usize) -> Self {
+    /// Takes the guest's ring. `sequence` is the number of the next container, and `region_bytes` the size of the
+    /// region that is later passed in.
+    pub fn new(
+        ring: BackRing<netif::Rx, P>,
+        sequence: u32,
+        connection: &Connection,
+        region_bytes: usize,
+    ) -> Self {
         let Connection { domain, rx_format, accepts, policy, urgent, .. } = *connection;
-        let ring = BackRing::<netif::Rx, P>::attach(page);
         let queue = match rx_format {
             Format::Plain => Queue::Plain(FrameQueue::new(region_bytes)),
             Format::Containers { size, wrap } => {
                 let size = policy.size_bytes().unwrap_or(size).min(size);
-                Queue::Containers(Aggregator::new(size, wrap, ring.next_request().slot() as u32))
+                let slot = ring.next_request().slot() as u32;
+                Queue::Containers(Aggregator::new(size, wrap, slot).numbered_from(sequence))
             }
         };
         Self {
@@ -506,6 +512,7 @@ impl<P: SharedWords> Rx<P> {
                     }
                 }
                 open.release(self.emitted);
+                self.ring.mark(open.next_sequence());
             }
             Queue::Plain(frames) => {
                 for i in 0..self.emitted {

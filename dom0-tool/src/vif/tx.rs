@@ -135,10 +135,10 @@ pub enum Left {
 }
 
 impl<P: SharedWords> Tx<P> {
-    /// Attaches to the guest's ring.
-    pub fn new(page: P, domain: DomainId, format: Format) -> Self {
+    /// Takes the guest's ring.
+    pub fn new(ring: BackRing<netif::Tx, P>, domain: DomainId, format: Format) -> Self {
         Self {
-            ring: BackRing::attach(page),
+            ring,
             domain,
             format,
             chains: Vec::with_capacity(RING_SLOTS as usize),

@@ -2,9 +2,13 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+
+use drayage_wire::ring::SharedWords;
 
 use super::evtchn::{self, Evtchn};
 use super::gntdev::{self, Gntdev, MappedPage};
+use super::kept::{KeptPage, KeptPages};
 use super::{CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
 
 /// Access to Xen through `/dev/xen/gntdev` and `/dev/xen/evtchn`.
@@ -12,6 +16,41 @@ use super::{CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
 pub struct Linux {
     gntdev: Gntdev,
     evtchn: Evtchn,
+    kept: Option<KeptPages>,
+}
+
+/// A page: another domain's, or one of ours that outlives us.
+#[derive(Debug)]
+pub enum Page {
+    /// Another domain's.
+    Mapped(MappedPage),
+    /// One of ours.
+    #[doc(hidden)]
+    Kept(Kept),
+}
+
+/// A page of ours that outlives us.
+#[derive(Debug)]
+pub struct Kept(KeptPage);
+
+impl SharedWords for Page {
+    fn load(&self, word: usize, order: Ordering) -> u32 {
+        match self {
+            Self::Mapped(page) => page.load(word, order),
+            Self::Kept(page) => page.0.words().load(word, order),
+        }
+    }
+
+    fn store(&self, word: usize, value: u32, order: Ordering) {
+        match self {
+            Self::Mapped(page) => page.store(word, value, order),
+            Self::Kept(page) => page.0.words().store(word, value, order),
+        }
+    }
+
+    fn full_fence(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
 }
 
 /// A device file of Xen's could not be opened.
@@ -32,16 +71,41 @@ impl Linux {
     pub fn open(batch: usize) -> Result<Self, OpenError> {
         let gntdev = Gntdev::open(batch).map_err(|source| OpenError { path: gntdev::PATH, source })?;
         let evtchn = Evtchn::open().map_err(|source| OpenError { path: evtchn::PATH, source })?;
-        Ok(Self { gntdev, evtchn })
+        Ok(Self { gntdev, evtchn, kept: None })
+    }
+
+    /// Has pages that outlive this process, in a folder.
+    #[must_use]
+    pub fn keeping(mut self, kept: KeptPages) -> Self {
+        self.kept = Some(kept);
+        self
     }
 }
 
 impl Xen for Linux {
-    type Page = MappedPage;
+    type Page = Page;
 
-    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<MappedPage, XenError> {
+    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Page, XenError> {
         let failed = |source| XenError::Map { domain: domain.0, grant: grant.0, source };
-        self.gntdev.map(domain, grant).map_err(failed)
+        self.gntdev.map(domain, grant).map(Page::Mapped).map_err(failed)
+    }
+
+    fn keep(&mut self, name: &str) -> Option<Page> {
+        let kept = self.kept.as_ref()?;
+        match kept.open(name) {
+            Ok(page) => Some(Page::Kept(Kept(page))),
+            Err(error) => {
+                let folder = kept.folder().display();
+                tracing::warn!("packets may be lost when this daemon is killed: {folder}/{name}: {error}");
+                None
+            }
+        }
+    }
+
+    fn give_up(&mut self, name: &str) {
+        if let Some(kept) = &self.kept {
+            kept.remove(name);
+        }
     }
 
     fn bind(&mut self, domain: DomainId, remote: EventPort) -> Result<EventPort, XenError> {

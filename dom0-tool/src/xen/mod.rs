@@ -5,6 +5,7 @@
 
 pub mod evtchn;
 pub mod gntdev;
+pub mod kept;
 mod linux;
 
 use std::os::fd::BorrowedFd;
@@ -85,7 +86,7 @@ pub enum XenError {
 
 /// A hypervisor, as a backend's data path uses it.
 pub trait Xen {
-    /// A mapped page of another domain, which is unmapped when it is dropped.
+    /// A mapped page of another domain, or one that is kept, which is unmapped when it is dropped.
     type Page: SharedWords;
 
     /// Maps a granted page for reading and writing.
@@ -93,6 +94,13 @@ pub trait Xen {
     /// # Errors
     /// [`XenError::Map`].
     fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Self::Page, XenError>;
+
+    /// Returns a page of our own that outlives this process: the same one for the same name, until it is
+    /// [given up](Self::give_up). `None` where there is none to be had.
+    fn keep(&mut self, name: &str) -> Option<Self::Page>;
+
+    /// Removes a kept page from where its name finds it.
+    fn give_up(&mut self, name: &str);
 
     /// Binds to another domain's event channel. The new port is pending at once.
     ///

@@ -9,7 +9,7 @@
 //! access.
 
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use crate::netif::RING_SLOTS;
 
@@ -233,6 +233,81 @@ impl<K: RingKind, P: SharedWords> FrontRing<K, P> {
     }
 }
 
+/// A page that only the backend knows and that outlives it, in which answers are complete before the first of
+/// them takes the place of a request in the ring. Whoever takes the ring over after a backend that was killed in
+/// the middle of answering finds there what the ring's slots were about to hold.
+///
+/// A backend that is killed stops between two instructions, and every store before that is done. So it is the
+/// compiler alone that has to keep the order.
+#[derive(Debug)]
+pub struct Ledger<P> {
+    page: P,
+    marks: usize,
+}
+
+/// Words in front of the answers: the index up to which they are complete, two marks of two words each, and what
+/// tells a ledger from a page that never was one.
+const LEDGER_HEAD: usize = 6;
+const LEDGER_MAGIC: usize = 5;
+/// "ring".
+const IS_LEDGER: u32 = 0x676e_6972;
+
+impl<P: SharedWords> Ledger<P> {
+    /// Takes a page.
+    pub fn new(page: P) -> Self {
+        Self { page, marks: 0 }
+    }
+
+    /// Notes what the owner of the ring needs to know once the answers up to `to` are published.
+    fn mark(&mut self, to: Index, value: u32) {
+        let at = 1 + 2 * (self.marks % 2);
+        self.marks += 1;
+        self.page.store(at, to.0, Ordering::Relaxed);
+        self.page.store(at + 1, value, Ordering::Relaxed);
+    }
+
+    /// Returns what was noted for the answers up to `to`.
+    fn marked(&self, to: Index) -> Option<u32> {
+        let read = |word| self.page.load(word, Ordering::Relaxed);
+        [1, 3].into_iter().find(|at| read(*at) == to.0).map(|at| read(at + 1))
+    }
+
+    fn answer<K: RingKind>(&self, at: Index) -> Words {
+        let mut words = Words::default();
+        for (i, word) in words.iter_mut().take(K::SLOT_WORDS).enumerate() {
+            *word = self.page.load(first_word::<K>(at) - FIRST_SLOT + LEDGER_HEAD + i, Ordering::Relaxed);
+        }
+        words
+    }
+
+    fn note_answer<K: RingKind>(&self, at: Index, words: Words) {
+        for (i, word) in words.into_iter().take(K::SLOT_WORDS).enumerate() {
+            self.page.store(first_word::<K>(at) - FIRST_SLOT + LEDGER_HEAD + i, word, Ordering::Relaxed);
+        }
+    }
+
+    /// Says that the answers before `to` are complete.
+    fn complete(&self, to: Index) {
+        compiler_fence(Ordering::SeqCst);
+        self.page.store(0, to.0, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Begins anew, at an index of the ring.
+    fn begin(&self, at: Index) {
+        self.page.store(LEDGER_MAGIC, 0, Ordering::Relaxed);
+        self.complete(at);
+        self.page.store(LEDGER_MAGIC, IS_LEDGER, Ordering::Relaxed);
+    }
+
+    /// Returns how many answers from `published` on are complete.
+    fn completed_since<K: RingKind>(&self, published: Index) -> u32 {
+        let count = Index(self.page.load(0, Ordering::Relaxed)).since(published);
+        let was_kept = self.page.load(LEDGER_MAGIC, Ordering::Relaxed) == IS_LEDGER;
+        if count > K::SLOTS || !was_kept { 0 } else { count }
+    }
+}
+
 /// The backend's half of a ring.
 #[derive(Debug)]
 pub struct BackRing<K, P> {
@@ -240,6 +315,7 @@ pub struct BackRing<K, P> {
     req_cons: Index,
     rsp_prod: Index,
     rsp_published: Index,
+    ledger: Option<Ledger<P>>,
     kind: PhantomData<K>,
 }
 
@@ -249,7 +325,45 @@ impl<K: RingKind, P: SharedWords> BackRing<K, P> {
     /// taken again.
     pub fn attach(page: P) -> Self {
         let at = Index(page.load(RSP_PROD, Ordering::Acquire));
-        Self { page, req_cons: at, rsp_prod: at, rsp_published: at, kind: PhantomData }
+        Self { page, req_cons: at, rsp_prod: at, rsp_published: at, ledger: None, kind: PhantomData }
+    }
+
+    /// As [`attach`](Self::attach), to a ring that nobody has answered yet; from now on a ledger is kept.
+    #[must_use]
+    pub fn keeping(mut self, ledger: Ledger<P>) -> Self {
+        ledger.begin(self.rsp_published);
+        self.ledger = Some(ledger);
+        self
+    }
+
+    /// As [`attach`](Self::attach), to a ring that an earlier backend answered and kept this ledger of. Answers
+    /// that it had not published are, and their requests are not taken again. Returns the ring and what the
+    /// earlier backend [noted](Self::mark) with its last answers.
+    pub fn resume(page: P, mut ledger: Ledger<P>) -> (Self, Option<u32>) {
+        let at = Index(page.load(RSP_PROD, Ordering::Acquire));
+        // A frontend that began anew meanwhile has asked for less than was answered to it before.
+        let asked = Index(page.load(REQ_PROD, Ordering::Acquire)).since(at);
+        let count = Some(ledger.completed_since::<K>(at)).filter(|count| *count <= asked).unwrap_or(0);
+        for ahead in 0..count {
+            store_slot::<K, P>(&page, at.plus(ahead), ledger.answer::<K>(at.plus(ahead)));
+        }
+        let at = at.plus(count);
+        page.store(RSP_PROD, at.0, Ordering::Release);
+        let was_kept = ledger.page.load(LEDGER_MAGIC, Ordering::Relaxed) == IS_LEDGER;
+        let marked = ledger.marked(at).filter(|_| was_kept);
+        // The mark that is kept is not the next one to be overwritten.
+        ledger.marks = usize::from(ledger.page.load(1, Ordering::Relaxed) == at.0);
+        ledger.begin(at);
+        let ledger = Some(ledger);
+        (Self { page, req_cons: at, rsp_prod: at, rsp_published: at, ledger, kind: PhantomData }, marked)
+    }
+
+    /// Notes in the ledger what a later owner of the ring is to know once all that was answered is published.
+    pub fn mark(&mut self, value: u32) {
+        let to = self.rsp_prod;
+        if let Some(ledger) = &mut self.ledger {
+            ledger.mark(to, value);
+        }
     }
 
     /// Returns how many requests are there to take.
@@ -299,7 +413,10 @@ impl<K: RingKind, P: SharedWords> BackRing<K, P> {
             return None;
         }
         let at = self.rsp_prod;
-        store_slot::<K, P>(&self.page, at, response.to_words());
+        match &self.ledger {
+            Some(ledger) => ledger.note_answer::<K>(at, response.to_words()),
+            None => store_slot::<K, P>(&self.page, at, response.to_words()),
+        }
         self.rsp_prod = at.plus(1);
         Some(at)
     }
@@ -311,6 +428,13 @@ impl<K: RingKind, P: SharedWords> BackRing<K, P> {
             return false;
         }
         let old = self.rsp_published;
+        if let Some(ledger) = &self.ledger {
+            ledger.complete(self.rsp_prod);
+            for ahead in 0..self.rsp_prod.since(old) {
+                let at = old.plus(ahead);
+                store_slot::<K, P>(&self.page, at, ledger.answer::<K>(at));
+            }
+        }
         self.rsp_published = self.rsp_prod;
         publish(&self.page, RSP_PROD, RSP_EVENT, old, self.rsp_prod)
     }
@@ -412,6 +536,81 @@ mod tests {
         front.advance(2);
         assert!(!front.rearm());
         assert!(back.frontend_waits());
+    }
+
+    /// A page on which only so many stores happen: where a backend was killed.
+    struct Mortal<'a>(&'a Local, &'a Cell<u32>);
+
+    impl SharedWords for Mortal<'_> {
+        fn load(&self, word: usize, _: Ordering) -> u32 {
+            self.0.0[word].get()
+        }
+        fn store(&self, word: usize, value: u32, _: Ordering) {
+            if self.1.get() > 0 {
+                self.1.set(self.1.get() - 1);
+                self.0.0[word].set(value);
+            }
+        }
+        fn full_fence(&self) {}
+    }
+
+    #[test]
+    fn a_ring_is_taken_over_wherever_its_backend_was_killed() {
+        let request = |n: u32| TxRequest { gref: 100 + n, offset: 0, flags: 0, id: n as u16, size: 60 };
+        let response = |n: u32| TxResponse { id: n as u16, status: 0 };
+        // Before and in the wrap of the index; the second batch is the one in which it dies.
+        for start in [0, u32::MAX - 10] {
+            for life in 0..100 {
+                let (ring, kept, left) = (page(), page(), Cell::new(u32::MAX));
+                let mut front = FrontRing::<Tx, _>::starting_at(&ring, Index(start));
+                let ledger = Ledger::new(Mortal(&kept, &left));
+                let mut back = BackRing::<Tx, _>::attach(Mortal(&ring, &left)).keeping(ledger);
+                for batch in 0..2 {
+                    for n in 0..8 {
+                        front.push(request(8 * batch + n)).unwrap();
+                    }
+                    let _ = front.publish();
+                    assert_eq!(back.available(), Ok(8));
+                    back.advance(8);
+                    left.set(if batch == 0 { u32::MAX } else { life });
+                    for n in 0..8 {
+                        back.respond(response(8 * batch + n)).unwrap();
+                    }
+                    back.mark(70 + batch);
+                    let _ = back.publish();
+                }
+                left.set(u32::MAX);
+                let ledger = Ledger::new(Mortal(&kept, &left));
+                let (mut back, marked) = BackRing::<Tx, _>::resume(Mortal(&ring, &left), ledger);
+                // Either all of the second batch was answered, or none of it, and then its requests are whole.
+                let again = back.available().unwrap();
+                assert!(again == 0 || again == 8, "{again} of a batch after {life} stores");
+                assert_eq!(marked, Some(if again == 0 { 71 } else { 70 }), "after {life} stores");
+                for n in 16 - again..16 {
+                    assert_eq!(back.peek::<TxRequest>(0), request(n), "after {life} stores");
+                    back.advance(1);
+                    back.respond(response(n)).unwrap();
+                }
+                back.mark(71);
+                let _ = back.publish();
+                assert_eq!(front.available(), Ok(16));
+                for n in 0..16 {
+                    assert_eq!(front.peek::<TxResponse>(0), response(n), "after {life} stores");
+                    front.advance(1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_was_no_ledger_says_nothing() {
+        let (ring, kept) = (page(), page());
+        let mut front = FrontRing::<Tx, _>::starting_at(&ring, Index(u32::MAX - 99));
+        front.push(TxRequest { gref: 9, ..TxRequest::default() }).unwrap();
+        assert!(front.publish());
+        let (back, marked) = BackRing::<Tx, _>::resume(&ring, Ledger::new(&kept));
+        assert_eq!((back.available(), marked), (Ok(1), None));
+        assert_eq!(back.peek::<TxRequest>(0).gref, 9);
     }
 
     #[test]
