@@ -87,6 +87,12 @@ pub struct DemoArgs {
     /// Measures less: 60-byte frames, rows a and d, one guest mode.
     #[arg(long)]
     pub quick: bool,
+    /// Measures packets from these sources only, in place of direct and linux.
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',')]
+    pub source: Vec<crate::demo::report::Source>,
+    /// Measures rows a and d in one guest mode only, with frames of all sizes.
+    #[arg(long, conflicts_with = "quick")]
+    pub brief: bool,
 }
 
 /// Options of `test`.

@@ -36,7 +36,14 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 pub fn demo(context: &Context, args: &DemoArgs) -> Result<ExitCode> {
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
     let programs = products::programs(&context.workspace, context.verbosity)?;
-    let plan = if args.quick { Plan::quick() } else { Plan::full() };
+    let mut plan = match (args.quick, args.brief) {
+        (true, _) => Plan::quick(),
+        (_, true) => Plan::brief(),
+        _ => Plan::full(),
+    };
+    if !args.source.is_empty() {
+        plan = plan.with_sources(&args.source);
+    }
     let (workspace, verbosity) = (&context.workspace, context.verbosity);
     let mut bed = Testbed::boot(workspace, &provisions, &programs, Clock::Instructions, LIMIT, verbosity)?;
     let mut outcome = rows::Outcome::default();

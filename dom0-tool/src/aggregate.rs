@@ -160,6 +160,11 @@ impl Aggregator {
         self.writer.is_some().then_some(self.opened_ns)
     }
 
+    /// Returns the number of the open container, and the position of the last packet in it.
+    pub fn last(&self) -> Option<(u32, u32)> {
+        self.writer.as_ref().map(|writer| (self.sequence, (writer.count() as u32).saturating_sub(1)))
+    }
+
     /// Returns how many bytes the open container has.
     pub fn open_bytes(&self) -> usize {
         self.writer.map_or(0, |w| w.total_bytes())

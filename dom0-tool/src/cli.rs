@@ -82,6 +82,9 @@ pub(crate) enum Command {
     },
     /// Sends UDP frames to a guest as fast as it takes them, or into a sink.
     Generate(GenerateArgs),
+    /// Copies the frames that pass a port into a file that Wireshark opens, with a comment on each that names its
+    /// container.
+    Capture(CaptureArgs),
     /// Checks what the daemon needs of this host.
     Doctor(Output),
     /// Prints the completions of a shell, to be put where it looks for them.
@@ -177,4 +180,23 @@ pub(crate) struct GenerateArgs {
     pub(crate) rate: Option<u64>,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaptureArgs {
+    /// An uplink (as in `drayage stats`, or its device), or a guest's interface: DOMAIN, or DOMAIN/VIF.
+    #[arg(long)]
+    pub(crate) port: String,
+    /// Where the pcapng file goes; - for standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write: PathBuf,
+    /// Ends after so many frames.
+    #[arg(long)]
+    pub(crate) count: Option<u64>,
+    /// Ends after so many seconds.
+    #[arg(long)]
+    pub(crate) seconds: Option<f64>,
+    /// The most bytes of each frame.
+    #[arg(long, value_name = "BYTES", default_value_t = 2048)]
+    pub(crate) snap: usize,
 }

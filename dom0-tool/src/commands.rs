@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use drayage::capture::file::count;
 use drayage::control::attachment::Attachment;
 use drayage::control::details::Containers;
 use drayage::control::elsewhere;
@@ -12,12 +13,12 @@ use drayage::control::error::{Failure, FailureKind};
 use drayage::control::views::Interface;
 use drayage::daemon::{self, Config, Start};
 use drayage::doctor::{Verdict, examine};
-use drayage::ipc::{Generated, Request, Stats, ask};
+use drayage::ipc::{Generated, Request, Stats, ask, open_stream};
 use drayage::rules::Rules;
 use drayage::table;
 use serde::Serialize;
 
-use crate::cli::{AttachArgs, Cli, Command, GenerateArgs, OnOff, Output};
+use crate::cli::{AttachArgs, CaptureArgs, Cli, Command, GenerateArgs, OnOff, Output};
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
@@ -55,6 +56,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             std::thread::sleep(Duration::from_secs(1));
         },
         Command::Generate(args) => generate(&socket, args)?,
+        Command::Capture(args) => capture(&socket, args)?,
         Command::Doctor(output) => {
             let checks = examine(&socket);
             show(&output, &checks, |checks| table::checks(checks))?;
@@ -115,6 +117,23 @@ fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
         let port = made.port.as_ref().map_or("other guests only".into(), ToString::to_string);
         format!("attached {} as vif {}, mac {}, to {port}", made.name, made.vif, made.mac)
     })
+}
+
+fn capture(socket: &Path, args: CaptureArgs) -> Result<(), Failure> {
+    let request =
+        Request::Capture { port: args.port, snap_bytes: args.snap, count: args.count, seconds: args.seconds };
+    let mut stream = open_stream(socket, &request)?;
+    let shown = args.write.display();
+    let failed = |error: io::Error| Failure::new(FailureKind::Other, format!("writing {shown}: {error}"));
+    if args.write.as_os_str() == "-" {
+        return io::copy(&mut stream, &mut io::stdout().lock()).map(drop).map_err(failed);
+    }
+    let mut file = std::fs::File::create(&args.write).map_err(failed)?;
+    io::copy(&mut stream, &mut file).map_err(failed)?;
+    let (packets, lost) =
+        std::fs::File::open(&args.write).and_then(|file| count(io::BufReader::new(file))).map_err(failed)?;
+    eprintln!("{packets} packets in {shown}, {lost} lost to the capture");
+    Ok(())
 }
 
 fn generate(socket: &Path, args: GenerateArgs) -> Result<(), Failure> {

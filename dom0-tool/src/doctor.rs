@@ -51,6 +51,7 @@ pub fn examine(socket: &Path) -> Vec<Check> {
     all.push(device(crate::port::tap::TUN, "tun"));
     all.push(xenstore());
     all.push(netback());
+    all.push(xdp());
     all.push(daemon(socket));
     all
 }
@@ -144,6 +145,17 @@ fn netback() -> Check {
     check(name, Verdict::Ok, found, "")
 }
 
+/// Looks whether `xdp:` ports can be had.
+fn xdp() -> Check {
+    match crate::port::xdp::is_there() {
+        Ok(()) => check("af_xdp", Verdict::Ok, "this kernel has it, for xdp:DEVICE ports", ""),
+        Err(error) => {
+            let mend = "use packet:DEVICE ports; run as root to see whether xdp:DEVICE works";
+            check("af_xdp", Verdict::Note, error.to_string(), mend)
+        }
+    }
+}
+
 fn daemon(socket: &Path) -> Check {
     match ask::<String>(socket, &Request::Hello) {
         Ok(version) => {
@@ -160,11 +172,11 @@ mod tests {
     #[test]
     fn every_check_that_is_bad_says_what_to_do() {
         let checks = examine(Path::new("/nowhere/drayage.sock"));
-        assert_eq!(checks.len(), 7);
+        assert_eq!(checks.len(), 8);
         for check in &checks {
             assert!(check.verdict == Verdict::Ok || !check.mend.is_empty(), "{check:?}");
         }
-        assert_eq!(checks[6].verdict, Verdict::Note, "no daemon: {:?}", checks[6]);
+        assert_eq!(checks[7].verdict, Verdict::Note, "no daemon: {:?}", checks[7]);
         let missing = device("/nowhere/gntdev", "xen-gntdev");
         assert_eq!((missing.verdict, missing.mend.as_str()), (Verdict::Bad, "modprobe xen-gntdev"));
     }

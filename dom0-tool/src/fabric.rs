@@ -8,6 +8,7 @@ use drayage_wire::ring::SharedWords;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
+use crate::capture::Travel;
 use crate::memory::Pages;
 use crate::port::{Sent, Uplink};
 use crate::rules::Guard;
@@ -68,6 +69,18 @@ pub(crate) struct Fabric<P> {
     pub(crate) switch: Switch,
     pub(crate) regions: Pages,
     free_regions: Vec<usize>,
+    pub(crate) trace: Trace,
+}
+
+/// What became of the last frame, for a capture.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Trace {
+    /// The uplink that is watched.
+    pub(crate) watched: Option<PortId>,
+    /// Whether the frame went there.
+    pub(crate) hit: bool,
+    /// The guest that it was handed to; the last one, if there were several.
+    pub(crate) guest: Option<PortId>,
 }
 
 /// Where a frame comes from.
@@ -113,6 +126,7 @@ impl<P: SharedWords> Fabric<P> {
             switch: Switch::new(),
             regions: Pages::new(MAX_GUESTS * REGION_BYTES),
             free_regions: (0..MAX_GUESTS).rev().collect(),
+            trace: Trace::default(),
         }
     }
 
@@ -221,22 +235,38 @@ impl<P: SharedWords> Fabric<P> {
                     Share::All => vif.rx.accept(memory, now_ns, frame, meta, &mut vif.counters),
                     Share::Half => vif.rx.accept_flood(memory, now_ns, frame, meta, &mut vif.counters),
                 }
+                self.trace.guest = Some(to);
             }
-            Kind::Uplink { link, counters } => match link.send(frame, meta) {
-                Sent::Yes => {
-                    counters.sent += 1;
-                    counters.sent_bytes += frame.len() as u64;
+            Kind::Uplink { link, counters } => {
+                match link.send(frame, meta) {
+                    Sent::Yes => {
+                        counters.sent += 1;
+                        counters.sent_bytes += frame.len() as u64;
+                    }
+                    // Counted when it is flushed.
+                    Sent::Queued => {}
+                    Sent::No => counters.send_drops += 1,
                 }
-                // Counted when it is flushed.
-                Sent::Queued => {}
-                Sent::No => counters.send_drops += 1,
-            },
+                self.trace.hit |= self.trace.watched == Some(to);
+            }
             Kind::Trunk(_) if from.via == Via::Trunk => return Forwarded::Nobody,
             Kind::Trunk(trunk) => {
                 trunk.send(Label { segment: from.segment, privacy: from.guard.privacy, meta }, frame, share);
             }
         }
         Forwarded::Yes
+    }
+
+    /// Returns how the last frame travels, and forgets it.
+    pub(crate) fn take_travel(&mut self) -> Travel {
+        let Some(id) = self.trace.guest.take() else { return Travel::Nowhere };
+        match self.vif_mut(id).map(|(vif, _)| vif.rx.last()) {
+            Some(Some((sequence, position))) => {
+                Travel::Container { vif: id, sequence, position, hold_ns: None }
+            }
+            Some(None) => Travel::Alone { vif: id },
+            None => Travel::Nowhere,
+        }
     }
 
     /// Sends what waits in uplinks.

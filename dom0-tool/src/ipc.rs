@@ -23,7 +23,7 @@ use crate::worker::WorkerCounters;
 pub const DEFAULT_SOCKET: &str = "/run/drayage.sock";
 
 /// A request. Texts are judged by the daemon: whoever writes to the socket may be anybody who may open it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     /// Attaches a guest; the reply is an [`Attachment`](crate::control::attachment::Attachment).
@@ -78,6 +78,18 @@ pub enum Request {
         count: u64,
         /// Frames a second.
         rate: Option<u64>,
+    },
+    /// Copies the frames that pass a port; the reply is empty, and after it comes a pcapng file, whose end is the
+    /// connection's.
+    Capture {
+        /// An uplink, or a guest's interface.
+        port: String,
+        /// The most bytes of each frame.
+        snap_bytes: usize,
+        /// Frames.
+        count: Option<u64>,
+        /// Seconds.
+        seconds: Option<f64>,
     },
     /// Asks whether somebody is there; the reply is the version.
     Hello,
@@ -141,6 +153,21 @@ pub enum Reply {
 /// # Errors
 /// [`Failure`]: the daemon's, or one of reaching it.
 pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, Failure> {
+    converse(socket, request).map(|(value, _)| value)
+}
+
+/// Asks the daemon for something that follows its reply. Returns where to read it.
+///
+/// # Errors
+/// As for [`ask`].
+pub fn open_stream(socket: &Path, request: &Request) -> Result<impl BufRead, Failure> {
+    converse::<()>(socket, request).map(|(_, stream)| stream)
+}
+
+fn converse<T: DeserializeOwned>(
+    socket: &Path,
+    request: &Request,
+) -> Result<(T, BufReader<UnixStream>), Failure> {
     let shown = socket.display();
     let other = |error: String| Failure::new(FailureKind::Other, format!("{shown}: {error}"));
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
@@ -162,7 +189,8 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, F
     let gone = |why: String| Failure::new(FailureKind::Gone, format!("{shown}: {why}"));
     stream.write_all(line.as_bytes()).map_err(|error| gone(error.to_string()))?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(|error| gone(error.to_string()))?;
+    let mut stream = BufReader::new(stream);
+    stream.read_line(&mut answer).map_err(|error| gone(error.to_string()))?;
     if answer.is_empty() {
         return Err(gone("the daemon went away before it answered".into()));
     }
@@ -170,7 +198,9 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, F
         .map_err(|error| other(format!("an answer that makes no sense: {error}")))?;
     match reply {
         Reply::Ok(value) => {
-            serde_json::from_value(value).map_err(|error| other(format!("an unexpected answer: {error}")))
+            let value = serde_json::from_value(value)
+                .map_err(|error| other(format!("an unexpected answer: {error}")))?;
+            Ok((value, stream))
         }
         Reply::Error(failure) => Err(failure),
     }

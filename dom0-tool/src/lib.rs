@@ -6,6 +6,7 @@
 
 pub mod aggregate;
 pub mod bell;
+pub mod capture;
 pub mod class;
 pub mod clock;
 pub mod control;

@@ -8,6 +8,7 @@
 mod load;
 mod stream;
 pub mod trunks;
+mod watch;
 
 use std::os::fd::BorrowedFd;
 
@@ -17,6 +18,7 @@ use drayage_wire::ring::{BackRing, Ledger, RingKind, SharedWords};
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
+use crate::capture::{Capture, Way};
 use crate::clock::Clock;
 use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, Via, region_start};
 use crate::port::{Budget, MAX_FRAME_BYTES, Uplink};
@@ -142,6 +144,7 @@ pub struct Worker<X: Xen, C> {
     pending: Vec<EventPort>,
     put_off_until_ns: u64,
     load: Load,
+    capture: Option<Box<Capture>>,
     stream: Option<Running>,
     faults: Vec<(PortId, Fault)>,
     counters: WorkerCounters,
@@ -165,6 +168,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             pending: vec![EventPort(0); EVENTS],
             put_off_until_ns: 0,
             load: Load::default(),
+            capture: None,
             stream: None,
             faults: Vec::with_capacity(crate::fabric::MAX_GUESTS),
             counters: WorkerCounters::default(),
@@ -362,6 +366,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Does what there is to do, in bounds, and says when to come back.
     pub fn pass(&mut self) -> Next {
         self.counters.passes += 1;
+        if self.capture.is_some() {
+            self.end_capture();
+        }
         let now_ns = self.clock.now_ns();
         let events = self.take_events();
         let mut busy = 0;
@@ -482,16 +489,31 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 };
                 let fabric = &mut self.fabric;
                 let Vif { tx, subscriptions, counters, .. } = &mut **vif;
+                let scratch = self.scratch.bytes();
+                let mut capture = self.capture.as_deref_mut();
+                if let Some(capture) = &mut capture {
+                    watch::note_gathered(capture, from.port, tx, scratch, &self.tx_ops, &mut self.manifest);
+                }
+                let first = frames;
                 let each = |frame: &[u8], meta, counters: &mut Counters| {
                     frames += 1;
+                    if let Some(capture) = &mut capture
+                        && capture.port() == from.port
+                    {
+                        capture.take(now_ns, Way::In, capture.noted(frames - first - 1), frame);
+                    }
                     match fabric.forward(&from, now_ns, frame, meta) {
                         Forwarded::Yes => {}
                         Forwarded::Nobody => counters.drops.no_destination += 1,
                         Forwarded::WrongSource => counters.drops.wrong_source += 1,
                         Forwarded::Isolated => counters.drops.isolated += 1,
                     }
+                    if let Some(capture) = &mut capture
+                        && std::mem::take(&mut fabric.trace.hit)
+                    {
+                        capture.take(now_ns, Way::Out, capture.noted(frames - first - 1), frame);
+                    }
                 };
-                let scratch = self.scratch.bytes();
                 tx.deliver(scratch, &self.tx_ops, &mut self.manifest, subscriptions, counters, each);
                 vif.woken = true;
                 vif.notify_tx |= vif.tx.publish();
@@ -504,7 +526,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 && std::mem::take(&mut vif.tx_drained)
                 && vif.fault.is_none()
             {
-                if frames >= self.settings.busy_frames {
+                if frames >= self.settings.busy_frames && self.settings.holdoff_us > 0 {
                     // A busy sender is looked at again when the time has come, and need not say so.
                     vif.tx_ready = true;
                 } else if vif.tx.rearm() {
@@ -534,11 +556,16 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                     via: Via::Own,
                 };
                 let fabric = &mut self.fabric;
+                let mut capture = self.capture.as_deref_mut().filter(|capture| capture.port() == from.port);
                 link.receive(&mut budget, &mut |frame, meta| {
                     counters.received += 1;
                     counters.received_bytes += frame.len() as u64;
+                    fabric.trace.guest = None;
                     if fabric.forward(&from, now_ns, frame, meta) != Forwarded::Yes {
                         counters.no_destination += 1;
+                    }
+                    if let Some(capture) = &mut capture {
+                        capture.take(now_ns, Way::In, fabric.take_travel(), frame);
                     }
                 });
                 if !budget.is_left() {
@@ -580,6 +607,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             self.counters.copy_batches += 1;
             self.counters.copies += self.rx_ops.len() as u64;
             self.xen.copy_to_guests(self.fabric.regions.bytes(), &mut self.rx_ops);
+            if self.capture.is_some() {
+                self.watch_emitted(now_ns);
+            }
             // A packet's hold ends here, not when the pass began.
             done_ns = self.clock.now_ns();
         }

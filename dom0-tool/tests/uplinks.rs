@@ -8,7 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use drayage::port::packet::Packet;
-use drayage::port::spec::PacketSpec;
+use drayage::port::spec::{PacketSpec, XdpMode, XdpSpec};
+use drayage::port::xdp::Xdp;
 use drayage::port::{Budget, Sent, Uplink};
 use drayage_wire::checksum;
 use drayage_wire::container::{Checksum, Gso, GsoKind, Meta};
@@ -52,6 +53,23 @@ fn in_namespace(test: &str, body: impl FnOnce()) {
 fn ip(arguments: &str) {
     let out = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed");
     assert!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// Opens queue 0 of a device by AF_XDP, or says why that cannot be tried here.
+fn open_xdp(device: &str, mode: XdpMode) -> Option<Xdp> {
+    match Xdp::open(&XdpSpec { device: device.into(), queue: 0, mode }) {
+        Ok((xdp, mtu)) => {
+            assert_eq!(mtu, 1500);
+            Some(xdp)
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let lacking = ["CONFIG_XDP_SOCKETS", "run as root", "loading its program"];
+            assert!(lacking.iter().any(|why| text.contains(why)), "{text}");
+            eprintln!("SKIPPED: {text}");
+            None
+        }
+    }
 }
 
 fn open(device: &str) -> Packet {
@@ -267,6 +285,94 @@ fn packet_survives_a_device_that_goes_down() {
             near.flush();
             assert!(Instant::now() < deadline, "nothing is heard again");
         }
+    });
+}
+
+fn xdp_passes(mode: XdpMode) {
+    let Some(mut far) = open_xdp("far", mode) else { return };
+    assert_eq!(far.is_native(), mode != XdpMode::Generic);
+    let mut near = open("near");
+    pass(&mut near, &mut far);
+    pass(&mut far, &mut near);
+    // Several times around the rings.
+    for _ in 0..30 {
+        pass(&mut near, &mut far);
+        pass(&mut far, &mut near);
+    }
+    drop(far);
+    // The program is gone with its link: Linux hears the device again, and so may others.
+    let mut far = open("far");
+    pass(&mut near, &mut far);
+}
+
+#[test]
+fn xdp_native_frames_arrive_as_they_were_sent() {
+    in_namespace("xdp_native_frames_arrive_as_they_were_sent", || xdp_passes(XdpMode::Auto));
+}
+
+#[test]
+fn xdp_generic_frames_arrive_as_they_were_sent() {
+    in_namespace("xdp_generic_frames_arrive_as_they_were_sent", || xdp_passes(XdpMode::Generic));
+}
+
+/// There are no offloads: what a guest left to be done is done before it goes out, and what Linux left is seen.
+#[test]
+fn xdp_does_what_offloads_would() {
+    in_namespace("xdp_does_what_offloads_would", || {
+        let Some(mut far) = open_xdp("far", XdpMode::Auto) else { return };
+        let mut near = open("near");
+        let blank = Meta { checksum: Checksum::Blank, gso: None };
+        assert_eq!(far.send(&tcp(100), blank), Sent::Queued);
+        let gso = Some(Gso { kind: GsoKind::TcpV4, size: 1448 });
+        assert_eq!(far.send(&tcp(10_000), Meta { checksum: Checksum::Blank, gso }), Sent::Queued);
+        let flushed = far.flush();
+        assert_eq!((flushed.sent, flushed.drops), (8, 0));
+        let taken = take(&mut near, 8);
+        assert_eq!(taken.len(), 8);
+        let mut payload: Vec<u8> = Vec::new();
+        for (frame, _) in &taken[1..] {
+            assert_eq!(checksum::verify(frame), checksum::Verdict::Good);
+            payload.extend(&frame[54..]);
+        }
+        assert!(payload == tcp(10_000)[54..]);
+        near.send(&tcp(200), blank);
+        near.flush();
+        let taken = take(&mut far, 1);
+        assert_eq!((&taken[0].0, taken[0].1), (&tcp(200), blank));
+    });
+}
+
+#[test]
+fn xdp_too_long_a_frame_is_dropped_and_counted() {
+    in_namespace("xdp_too_long_a_frame_is_dropped_and_counted", || {
+        let Some(mut far) = open_xdp("far", XdpMode::Generic) else { return };
+        let mut near = open("near");
+        let gso = Some(Gso { kind: GsoKind::TcpV4, size: 1448 });
+        near.send(&tcp(20_000), Meta { checksum: Checksum::Blank, gso });
+        near.send(&numbered(1, 60), PLAIN);
+        near.flush();
+        let taken = take(&mut far, 1);
+        assert_eq!((taken.len(), &taken[0].0), (1, &numbered(1, 60)));
+        assert_eq!(far.receive_drops(), 1);
+        assert_eq!(far.send(&numbered(1, 5000), PLAIN), Sent::No);
+    });
+}
+
+#[test]
+fn xdp_a_queue_belongs_to_one() {
+    in_namespace("xdp_a_queue_belongs_to_one", || {
+        let Some(_far) = open_xdp("far", XdpMode::Auto) else { return };
+        let refused = |queue, mode| {
+            let spec = XdpSpec { device: "far".into(), queue, mode };
+            Xdp::open(&spec).map(drop).expect_err("it is taken").to_string()
+        };
+        let text = refused(0, XdpMode::Auto);
+        assert!(text.contains("xdp:far") && text.contains("packet:far works beside it"), "{text}");
+        let text = Xdp::open(&XdpSpec { device: "near".into(), queue: 9, mode: XdpMode::Auto })
+            .map(drop)
+            .expect_err("there is no such queue")
+            .to_string();
+        assert!(text.contains("/sys/class/net/near/queues"), "{text}");
     });
 }
 

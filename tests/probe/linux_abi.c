@@ -2,12 +2,16 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <linux/bpf.h>
 #include <linux/if.h>
+#include <linux/if_link.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/if_xdp.h>
 #include <linux/sockios.h>
 #include <linux/virtio_net.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <xen/xen.h>
 #include <xen/grant_table.h>
 #include <xen/evtchn.h>
@@ -89,5 +93,48 @@ int main(void)
     VALUE(offsetof(struct tpacket2_hdr, tp_mac));
     VALUE(offsetof(struct tpacket2_hdr, tp_vlan_tci));
     VALUE(offsetof(struct tpacket2_hdr, tp_vlan_tpid));
+
+    VALUE(AF_XDP);
+    VALUE(XDP_MMAP_OFFSETS);
+    VALUE(XDP_RX_RING);
+    VALUE(XDP_TX_RING);
+    VALUE(XDP_UMEM_REG);
+    VALUE(XDP_UMEM_FILL_RING);
+    VALUE(XDP_UMEM_COMPLETION_RING);
+    VALUE(XDP_STATISTICS);
+    VALUE(XDP_COPY);
+    VALUE(XDP_ZEROCOPY);
+    VALUE(XDP_USE_NEED_WAKEUP);
+    VALUE(XDP_RING_NEED_WAKEUP);
+    VALUE(XDP_PGOFF_RX_RING);
+    VALUE(XDP_PGOFF_TX_RING);
+    VALUE(XDP_UMEM_PGOFF_FILL_RING);
+    VALUE(XDP_UMEM_PGOFF_COMPLETION_RING);
+    VALUE(sizeof(struct xdp_umem_reg));
+    VALUE(sizeof(struct sockaddr_xdp));
+    VALUE(sizeof(struct xdp_mmap_offsets));
+    VALUE(sizeof(struct xdp_statistics));
+    VALUE(offsetof(struct xdp_statistics, rx_ring_full));
+    VALUE(offsetof(struct xdp_desc, len));
+    VALUE(sizeof(struct xdp_desc));
+    VALUE(BPF_MAP_CREATE);
+    VALUE(BPF_MAP_UPDATE_ELEM);
+    VALUE(BPF_PROG_LOAD);
+    VALUE(BPF_LINK_CREATE);
+    VALUE(BPF_MAP_TYPE_XSKMAP);
+    VALUE(BPF_PROG_TYPE_XDP);
+    VALUE(BPF_XDP);
+    VALUE(BPF_FUNC_redirect_map);
+    VALUE(XDP_PASS);
+    VALUE(XDP_FLAGS_SKB_MODE);
+    VALUE(XDP_FLAGS_DRV_MODE);
+    VALUE(offsetof(struct xdp_md, rx_queue_index));
+    VALUE(offsetof(union bpf_attr, max_entries));
+    VALUE(offsetof(union bpf_attr, value));
+    VALUE(offsetof(union bpf_attr, insns));
+    VALUE(offsetof(union bpf_attr, license));
+    VALUE(offsetof(union bpf_attr, link_create.target_ifindex));
+    VALUE(offsetof(union bpf_attr, link_create.attach_type));
+    VALUE(offsetof(union bpf_attr, link_create.flags));
     return 0;
 }

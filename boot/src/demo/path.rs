@@ -20,6 +20,9 @@ const BRIDGE: &str = "drayage-br";
 /// The TAP of our path's source `linux`.
 const TAP: &str = "dry0";
 
+/// The veth of the source `veth`: the sender's end, and the one that is in the bridge or our uplink.
+const VETH: [&str; 2] = ["dry-near", "dry-far"];
+
 /// Name of our generator in the report.
 pub const GENERATOR: &str = "drayage";
 
@@ -59,12 +62,17 @@ pub struct Stock {
     guest: String,
     vif: String,
     bridged: bool,
+    veth: bool,
 }
 
 impl Stock {
     /// Returns the device that packets leave dom0 by.
     fn device(&self) -> &str {
-        if self.bridged { BRIDGE } else { &self.vif }
+        match (self.veth, self.bridged) {
+            (true, _) => VETH[0],
+            (_, true) => BRIDGE,
+            _ => &self.vif,
+        }
     }
 }
 
@@ -80,9 +88,9 @@ impl Path for Stock {
         know_guest(dom0, vif)
     }
 
-    /// Source `linux` leaves by a bridge, which takes dom0's address over.
+    /// Source `linux` leaves by a bridge, which takes dom0's address over; source `veth` by a veth into it.
     fn prepare(&mut self, dom0: &mut Dom0, source: Source) -> Result<()> {
-        if source == Source::Linux && !self.bridged {
+        if source != Source::Direct && !self.bridged {
             let vif = &self.vif;
             dom0.shell(&format!(
                 "ip addr del {HOST_IP}/24 dev {vif} && /usr/sbin/ip link add {BRIDGE} type bridge && \
@@ -91,6 +99,16 @@ impl Path for Stock {
             ))?;
             know_guest(dom0, BRIDGE)?;
             self.bridged = true;
+        }
+        if source == Source::Veth && !self.veth {
+            make_veth(dom0)?;
+            let [near, far] = VETH;
+            dom0.shell(&format!(
+                "/usr/sbin/ip link set {far} master {BRIDGE} && ip addr del {HOST_IP}/24 dev {BRIDGE} && \
+                 ip addr add {HOST_IP}/24 dev {near}"
+            ))?;
+            know_guest(dom0, near)?;
+            self.veth = true;
         }
         Ok(())
     }
@@ -105,6 +123,9 @@ impl Path for Stock {
         if self.bridged {
             drops.extend(device_drops(dom0, BRIDGE)?);
         }
+        if self.veth {
+            drops.extend(veth_drops(dom0)?);
+        }
         Ok(drops)
     }
 
@@ -113,26 +134,30 @@ impl Path for Stock {
         if self.bridged {
             dom0.shell(&format!("/usr/sbin/ip link del {BRIDGE}"))?;
         }
+        if self.veth {
+            dom0.shell(&format!("/usr/sbin/ip link del {}", VETH[0]))?;
+        }
         Ok(())
     }
 }
 
-/// Our path: a guest attached to the daemon, which has a TAP.
+/// Our path: a guest attached to the daemon, which has a TAP, or one end of a veth as a packet socket.
 #[derive(Debug)]
 pub struct Ours {
     guest: String,
     containers: &'static str,
+    veth: bool,
 }
 
 impl Ours {
     /// Offers containers to the guest.
     pub fn with_containers() -> Self {
-        Ours { guest: String::new(), containers: "on" }
+        Ours { guest: String::new(), containers: "on", veth: false }
     }
 
     /// Speaks plain netif.
     pub fn without_containers() -> Self {
-        Ours { guest: String::new(), containers: "off" }
+        Ours { guest: String::new(), containers: "off", veth: false }
     }
 }
 
@@ -150,31 +175,70 @@ impl Path for Ours {
         dom0.unpause(&guest.name)
     }
 
-    fn prepare(&mut self, _dom0: &mut Dom0, _source: Source) -> Result<()> {
+    /// Source `veth` needs another uplink: the guest is attached to it while it runs.
+    fn prepare(&mut self, dom0: &mut Dom0, source: Source) -> Result<()> {
+        if source == Source::Veth && !self.veth {
+            make_veth(dom0)?;
+            let [near, far] = VETH;
+            backend::detach(dom0, &self.guest)?;
+            let options = format!("--port packet:{far} --containers {}", self.containers);
+            backend::attach(dom0, &self.guest, GUEST_MAC, &options)?;
+            // The TAP went with its last guest, and its address with it.
+            dom0.shell(&format!("ip addr add {HOST_IP}/24 dev {near}"))?;
+            know_guest(dom0, near)?;
+            self.veth = true;
+        }
         Ok(())
     }
 
     fn send(&self, dom0: &mut Dom0, source: Source, stream: Stream) -> Result<Sent> {
         match source {
             Source::Direct => generate(dom0, &self.guest, stream),
-            Source::Linux => {
-                let report = send(dom0, TAP, stream)?;
+            Source::Linux | Source::Veth => {
+                let device = if source == Source::Veth { VETH[0] } else { TAP };
+                let report = send(dom0, device, stream)?;
                 Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
             }
         }
     }
 
     fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
-        let mut drops = device_drops(dom0, TAP)?;
-        drops.extend(daemon_drops(&backend::stats(dom0)?, &self.guest)?);
+        let stats = backend::stats(dom0)?;
+        let mut drops = if self.veth { veth_drops(dom0)? } else { device_drops(dom0, TAP)? };
+        drops.extend(daemon_drops(&stats, &self.guest)?);
+        drops.push(("the uplink's ring".to_owned(), uplink_drops(&stats)?));
         Ok(drops)
     }
 
     fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()> {
         dom0.destroy(&self.guest)?;
         // A domain of the same name has another UUID: what was remembered for this one is of no use.
-        dom0.attempt(&format!("drayage detach {}", self.guest)).map(drop)
+        dom0.attempt(&format!("drayage detach {}", self.guest))?;
+        if self.veth {
+            dom0.shell(&format!("/usr/sbin/ip link del {}", VETH[0]))?;
+        }
+        Ok(())
     }
+}
+
+fn make_veth(dom0: &mut Dom0) -> Result<()> {
+    let [near, far] = VETH;
+    dom0.shell(&format!(
+        "/usr/sbin/ip link add {near} type veth peer name {far} && ip link set {near} up && ip link set {far} up"
+    ))
+    .map(drop)
+}
+
+fn veth_drops(dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
+    let mut drops = device_drops(dom0, VETH[0])?;
+    drops.extend(device_drops(dom0, VETH[1])?);
+    Ok(drops)
+}
+
+/// Reads what the daemon's uplinks lost before the daemon saw it.
+fn uplink_drops(stats: &Value) -> Result<u64> {
+    let uplinks = stats["uplinks"].as_array().context("drayage stats has no uplinks")?;
+    Ok(uplinks.iter().filter_map(|uplink| uplink["receive_drops"].as_u64()).sum())
 }
 
 /// Tells dom0 the guest's MAC: it would ask for it once a second while the guest boots, and boots

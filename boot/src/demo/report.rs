@@ -62,21 +62,27 @@ pub struct Run {
 }
 
 /// Where packets come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// As close to the backend as it gets.
     Direct,
     /// The same sender on a device of Linux for every row.
     Linux,
+    /// The same sender on one end of a veth for every row: its other end is in a bridge, or our uplink.
+    Veth,
 }
 
 impl Source {
+    /// All, in the order in which they are shown.
+    pub const ALL: [Source; 3] = [Source::Direct, Source::Linux, Source::Veth];
+
     /// Returns the name that the report has.
     pub fn name(self) -> &'static str {
         match self {
             Source::Direct => "direct",
             Source::Linux => "linux",
+            Source::Veth => "veth",
         }
     }
 }
@@ -109,7 +115,7 @@ impl Report {
     /// Computes the ratios from the runs; of several guest modes the better one counts on both sides.
     pub fn compute_ratios(&mut self) {
         self.ratios.clear();
-        for source in [Source::Direct, Source::Linux] {
+        for source in Source::ALL {
             let mut sizes: Vec<usize> =
                 self.runs.iter().filter(|run| run.source == source).map(|run| run.frame_bytes).collect();
             sizes.sort_unstable();
@@ -131,7 +137,7 @@ impl Report {
         let (a, d) = (self.best("a", source, frame_bytes)?, self.best("d", source, frame_bytes)?);
         let generator_of_d = match source {
             Source::Direct => "drayage",
-            Source::Linux => "sendmmsg",
+            Source::Linux | Source::Veth => "sendmmsg",
         };
         let net_a = a.instructions_per_packet - self.generator("sendmmsg", frame_bytes)?;
         let net_d = d.instructions_per_packet - self.generator(generator_of_d, frame_bytes)?;

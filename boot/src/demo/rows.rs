@@ -72,6 +72,16 @@ impl Plan {
         }
     }
 
+    /// Returns a part of it with frames of all sizes.
+    pub fn brief() -> Self {
+        Plan { modes: vec![Mode::Pvh], rows: vec![Row::A, Row::D], ..Plan::full() }
+    }
+
+    /// Measures packets from other sources.
+    pub fn with_sources(self, sources: &[Source]) -> Self {
+        Plan { sources: sources.to_vec(), ..self }
+    }
+
     fn has(&self, row: Row) -> bool {
         self.rows.contains(&row)
     }

@@ -29,7 +29,7 @@ pub fn run_line(run: &Run) -> String {
 /// Returns the tables at the end.
 pub fn tables(report: &Report) -> String {
     let mut text = String::new();
-    for source in [Source::Direct, Source::Linux] {
+    for source in Source::ALL {
         if let Some(table) = comparison(report, source) {
             text.push_str(&format!(
                 "\nsmall-packet reception, source {}, packets per 10^9 instructions of the whole machine\n{table}\n",

@@ -42,6 +42,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario { name: "xen::drayage::daemon_exit_closes_the_vif", run: daemon_exit },
         Scenario { name: "xen::drayage::every_packet_of_a_source_arrives", run: source },
         Scenario { name: "xen::drayage::idle_daemon_uses_no_cpu", run: idle },
+        Scenario { name: "xen::drayage::uplinks_on_a_veth_and_a_capture", run: uplinks },
     ]
 }
 
@@ -271,5 +272,48 @@ fn idle(bench: &mut Bench) -> Result<()> {
     ensure!(used_ms <= 30, "an idle daemon used {used_ms} ms of CPU time in 5 s");
     ensure!(guest_used <= 0.1, "an idle guest used {guest_used:.1} s of CPU time in 5 s");
     bench.dom0.destroy("quiet")?;
+    daemon.stop(bench.dom0)
+}
+
+/// The guest is behind one end of a veth, by packet socket and then by AF_XDP; dom0's own stack is at the other.
+fn uplinks(bench: &mut Bench) -> Result<()> {
+    const NEAR: &str = "dry-near";
+    const FAR: &str = "dry-far";
+    const FILE: &str = "/tmp/uplink.pcapng";
+    let daemon = Daemon::start(bench.dom0)?;
+    bench.dom0.shell(&format!(
+        "/usr/sbin/ip link add {NEAR} type veth peer name {FAR} && ip link set {NEAR} up && \
+         ip addr add {HOST_IP}/24 dev {NEAR}"
+    ))?;
+    bench.dom0.create(&echo_guest("uplink", Mode::Pvh, GUEST_IP), Start::Paused)?;
+    for port in ["packet", "xdp"] {
+        let first = port == "packet";
+        let port = format!("{port}:{FAR}");
+        backend::attach(bench.dom0, "uplink", GUEST_MAC, &format!("--port {port}"))?;
+        if first {
+            bench.dom0.unpause("uplink")?;
+        }
+        bench.await_answer(GUEST_IP)?;
+        let capture =
+            bench.dom0.spawn(&format!("drayage capture --port {port} --write {FILE} --count 50"))?;
+        bench.compare_echoes(GUEST_IP)?;
+        let finished = bench.dom0.agent().wait(&capture, CONSOLE)?;
+        ensure!(
+            finished.as_ref().is_some_and(|finished| finished.output.contains("50 packets in")),
+            "the capture of {port}: {finished:?}"
+        );
+        let text = bench.dom0.shell(&format!("strings {FILE} 2>/dev/null || cat {FILE}"))?;
+        ensure!(text.contains("in container") && text.contains("held"), "no container is named in {FILE}");
+        let stats = backend::stats(bench.dom0)?;
+        let uplink = &stats["uplinks"][0];
+        let count = |name: &str| uplink[name].as_u64().unwrap_or_default();
+        ensure!(uplink["port"] == port.as_str() && count("wakeups") > 0, "the uplink's counters: {uplink}");
+        ensure!(count("send_drops") + count("receive_drops") == 0, "losses without need: {uplink}");
+        backend::detach(bench.dom0, "uplink")?;
+        let left = bench.dom0.shell(&format!("/usr/sbin/ip link show {FAR}"))?;
+        ensure!(!left.contains("xdp") && !left.contains("PROMISC"), "{FAR} is not as it was: {left}");
+    }
+    bench.dom0.destroy("uplink")?;
+    bench.dom0.shell(&format!("/usr/sbin/ip link del {NEAR}"))?;
     daemon.stop(bench.dom0)
 }

@@ -10,6 +10,7 @@ use crate::port::Uplink;
 use crate::port::packet::Packet;
 use crate::port::spec::PortSpec;
 use crate::port::tap::{self, Opened, Origin, Tap};
+use crate::port::xdp::Xdp;
 use crate::switch::{PortId, Segment};
 
 /// An uplink in use.
@@ -128,8 +129,12 @@ fn open(spec: &PortSpec) -> Result<(Box<dyn Uplink>, u16, Origin), Failure> {
             (Box::new(packet), mtu, Origin::Found)
         }
         PortSpec::Xdp(spec) => {
-            let message = format!("{spec}: not in this version; packet:{} does the same", spec.device);
-            return Err(Failure::new(FailureKind::Other, message));
+            let (xdp, mtu) = Xdp::open(spec)?;
+            tracing::info!(
+                "{spec}: its program runs in the {}",
+                if xdp.is_native() { "driver" } else { "stack" }
+            );
+            (Box::new(xdp), mtu, Origin::Found)
         }
     })
 }

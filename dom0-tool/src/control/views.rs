@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::Manager;
 use super::details::Containers;
 use super::device::Stage;
+use super::error::{Failure, FailureKind};
 use super::plane::DataPlane;
 use crate::UplinkCounters;
 use crate::rules::Rules;
 use crate::store::Store;
+use crate::switch::PortId;
 use crate::vif::Counters;
 use crate::vif::holds::HoldTimes;
 
@@ -155,12 +157,49 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         all
     }
 
+    /// Returns the data path's port of an uplink, named as it was opened or by its device, or of a guest's interface
+    /// (`DOMAIN`, or `DOMAIN/VIF` where there are several), with the name that people know.
+    ///
+    /// # Errors
+    /// [`Failure`], which says what there is.
+    pub fn port_named(&self, name: &str) -> Result<(PortId, String), Failure> {
+        let is_it =
+            |open: &&super::uplinks::Open| open.spec.to_string() == name || open.spec.device() == name;
+        if let Some(open) = self.uplinks.all().find(is_it) {
+            return Ok((open.port, open.spec.to_string()));
+        }
+        let (domain, vif) = match name.rsplit_once('/') {
+            Some((domain, vif)) => (domain, vif.parse::<u32>().ok()),
+            None => (name, None),
+        };
+        let all = self.connected_names();
+        let mut found = self.devices.iter().filter(|((id, n), device)| {
+            (device.domain.name == domain || id.to_string() == domain) && vif.is_none_or(|vif| vif == *n)
+        });
+        if let (Some((_, device)), None) = (found.next(), found.next())
+            && let Some(port) = device.stage.port()
+            && let Some((_, name)) = all.iter().find(|(known, _)| *known == port)
+        {
+            return Ok((port, name.clone()));
+        }
+        let uplinks = self.uplinks.all().map(|open| open.spec.to_string());
+        let there_are: Vec<String> = uplinks.chain(all.into_iter().map(|(_, name)| name)).collect();
+        let there_are = if there_are.is_empty() { "none".into() } else { there_are.join(", ") };
+        let message =
+            format!("no port {name:?}: name an uplink, DOMAIN or DOMAIN/VIF; there are: {there_are}");
+        Err(Failure::new(FailureKind::NotFound, message))
+    }
+
+    /// Returns the ports of all connected interfaces, with their names.
+    pub fn connected_names(&self) -> Vec<(PortId, String)> {
+        let named = self.devices.iter().filter_map(|((id, vif), device)| {
+            Some((device.stage.port()?, format!("{} ({id}) vif {vif}", device.domain.name)))
+        });
+        named.collect()
+    }
+
     /// Returns the data path's port of an interface that is connected, with its address and name.
-    pub fn connected(
-        &self,
-        name: &str,
-        vif: Option<u32>,
-    ) -> Option<(crate::switch::PortId, crate::switch::Mac)> {
+    pub fn connected(&self, name: &str, vif: Option<u32>) -> Option<(PortId, crate::switch::Mac)> {
         self.devices
             .iter()
             .filter(|((id, n), d)| {

@@ -3,6 +3,7 @@
 //!
 //! It starts and ends things, and knows none of them from within.
 
+mod capture;
 mod config;
 mod data;
 mod lock;
@@ -10,7 +11,7 @@ mod realtime;
 mod server;
 mod threads;
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -43,6 +44,7 @@ const GENERATOR_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
 enum Event {
     Store(Notice),
     Request(Request, Sender<Reply>),
+    Capture(Request, UnixStream),
     Fault,
     Stop(i32),
     Leave,
@@ -202,6 +204,7 @@ impl Daemon {
                     }
                 }
                 Ok(Event::Request(request, reply)) => self.request(request, reply, now_ns),
+                Ok(Event::Capture(request, stream)) => self.capture(request, stream),
                 Ok(Event::Stop(_)) if self.stopping => return Ok(Ending::Left),
                 Ok(Event::Stop(signal)) => {
                     tracing::info!(
@@ -262,6 +265,8 @@ impl Daemon {
                 Ok((_, Detached::Done)) => Reply::Ok(serde_json::Value::Null),
                 Err(failure) => Reply::Error(failure),
             },
+            // The server hands these over with their connection.
+            Request::Capture { .. } => return,
             Request::Generate { .. } => match self.generate(request, &reply) {
                 Ok(()) => return,
                 Err(failure) => Reply::Error(failure),

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use super::Event;
 use crate::control::error::{Failure, FailureKind};
-use crate::ipc::Reply;
+use crate::ipc::{Reply, Request};
 
 /// The longest request, in bytes.
 const MAX_LINE_BYTES: u64 = 65_536;
@@ -63,6 +63,11 @@ fn converse(stream: UnixStream, tell: &Sender<Event>) {
             Ok(_) => {}
         }
         let reply = match serde_json::from_str(&line) {
+            Ok(request @ Request::Capture { .. }) => {
+                // The file follows the reply, so the connection is the capture's from now on.
+                let _ = tell.send(Event::Capture(request, writer));
+                return;
+            }
             Ok(request) => {
                 let (answer, answered) = channel();
                 if tell.send(Event::Request(request, answer)).is_err() {

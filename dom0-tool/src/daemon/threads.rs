@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::data::{self, DataThread, LinuxWorker};
 use crate::UplinkCounters;
 use crate::bell::Bell;
+use crate::capture::{Source, capture};
 use crate::clock::Monotonic;
 use crate::control::error::{Failure, FailureKind};
 use crate::control::plane::DataPlane;
@@ -200,6 +201,21 @@ impl DataThreads {
             worker.start_stream(&stream, target, done)
         };
         self.at(port, start).unwrap_or_default()
+    }
+
+    /// Starts a capture of what passes a port. Returns the file's end; `None` if the port's worker has one already.
+    pub(super) fn start_capture(&self, port: PortId, snap_bytes: usize) -> Option<Source> {
+        self.at(port, move |worker, local| {
+            let (ours, source) = capture(local, snap_bytes);
+            worker.start_capture(ours).then_some(source)
+        })?
+    }
+
+    /// Returns the names of those ports that are on the same worker as one, by their numbers there.
+    pub(super) fn numbered_with(&self, port: PortId, names: Vec<(PortId, String)>) -> Vec<(PortId, String)> {
+        let there = parts(port).0;
+        let local = |(port, name)| (parts(port).0 == there).then(|| (parts(port).1, name));
+        names.into_iter().filter_map(local).collect()
     }
 
     /// Puts every worker's thread under `SCHED_FIFO`.

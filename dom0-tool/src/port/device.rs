@@ -105,6 +105,26 @@ pub(super) fn bind<T: Copy>(fd: &OwnedFd, address: T) -> io::Result<()> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Has a device take frames for all addresses, until the descriptor is closed.
+pub(super) fn be_promiscuous(index: u32) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    // Of no protocol, so that it receives nothing itself.
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    add_promiscuity(&socket, index)?;
+    Ok(socket)
+}
+
+/// Has a device take frames for all addresses, while a packet socket is open.
+pub(super) fn add_promiscuity(socket: &OwnedFd, index: u32) -> io::Result<()> {
+    let membership = libc::packet_mreq {
+        mr_ifindex: index as libc::c_int,
+        mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, membership)
+}
+
 /// A device that is up.
 pub(super) struct Found {
     /// Its number.
@@ -115,7 +135,7 @@ pub(super) struct Found {
 
 /// Finds an Ethernet device for a port, and brings it up.
 pub(super) fn prepare(port: &dyn std::fmt::Display, name: &str) -> Result<Found, DeviceError> {
-    let failed = |doing| DeviceError::wrap(port, doing, "");
+    let failed = |doing| DeviceError::wrap(port, name, doing, "");
     let control = control_socket().map_err(failed("opening a socket"))?;
     let index = index(&control, name).map_err(|source| match source.raw_os_error() {
         Some(libc::ENODEV) => DeviceError::Missing(name.into()),

@@ -26,7 +26,6 @@ impl Mapping {
     }
 
     /// Maps `len` bytes that belong to nobody yet, zeroed.
-    #[allow(dead_code)]
     pub(super) fn anonymous(len: usize) -> io::Result<Self> {
         Self::map(-1, len, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE)
     }
@@ -42,7 +41,6 @@ impl Mapping {
     }
 
     /// Returns where it starts.
-    #[allow(dead_code)]
     pub(super) fn address(&self) -> u64 {
         self.base.as_ptr() as u64
     }

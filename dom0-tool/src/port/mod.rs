@@ -3,6 +3,7 @@
 //!
 //! It knows no guest, no ring of a guest's and no hypervisor.
 
+mod bpf;
 mod device;
 pub mod generator;
 mod mapping;
@@ -12,6 +13,7 @@ pub mod sink;
 pub mod spec;
 pub mod tap;
 mod vnet;
+pub mod xdp;
 
 use std::os::fd::BorrowedFd;
 
@@ -133,18 +135,19 @@ pub enum DeviceError {
         /// What the system said.
         source: std::io::Error,
         /// What to do; empty if that is not known.
-        hint: &'static str,
+        hint: String,
     },
 }
 
 impl DeviceError {
-    /// Wraps what the system said when something was tried.
+    /// Wraps what the system said when something was tried. A hint names the device as DEVICE.
     fn wrap(
         port: &dyn std::fmt::Display,
+        device: &str,
         doing: &'static str,
-        hint: &'static str,
-    ) -> impl FnOnce(std::io::Error) -> Self {
-        let port = port.to_string();
+        hint: &str,
+    ) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let (port, hint) = (port.to_string(), hint.replace("DEVICE", device));
         move |source| match source.kind() {
             std::io::ErrorKind::PermissionDenied => Self::Denied { port, doing, source },
             _ => Self::Other { port, doing, source, hint },

@@ -141,7 +141,7 @@ impl Packet {
     /// # Errors
     /// [`DeviceError`].
     pub fn open(spec: &PacketSpec) -> Result<(Self, u16), DeviceError> {
-        let failed = |doing| DeviceError::wrap(spec, doing, "");
+        let failed = |doing| DeviceError::wrap(spec, &spec.device, doing, "");
         let found = device::prepare(spec, &spec.device)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // Of no protocol: nothing is received before all is set.
@@ -167,14 +167,7 @@ impl Packet {
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_RX_RING, request)
             .map_err(failed("making its ring"))?;
         let ring = Mapping::new(&socket, RING_BYTES, 0).map_err(failed("mapping its ring"))?;
-        let membership = libc::packet_mreq {
-            mr_ifindex: found.index as libc::c_int,
-            mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set_option(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, membership)
-            .map_err(failed("making it promiscuous"))?;
+        device::add_promiscuity(&socket, found.index).map_err(failed("making it promiscuous"))?;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as libc::c_ushort,
             sll_protocol: (libc::ETH_P_ALL as u16).to_be(),

@@ -89,6 +89,15 @@ pub enum Wish {
     Now,
 }
 
+/// What a chain carries.
+#[derive(Clone, Copy, Debug)]
+pub enum Emission<'a> {
+    /// A container.
+    Container(&'a [u8]),
+    /// A frame.
+    Frame(&'a [u8]),
+}
+
 /// What came of adding copies to a batch.
 enum Emitted {
     /// Everything that waited is in it.
@@ -304,6 +313,33 @@ impl<P: SharedWords> Rx<P> {
         match &self.queue {
             Queue::Plain(_) => len <= PAGE_SIZE || self.accepts.scatter,
             Queue::Containers(open) => drayage_wire::container::Writer::could_ever_fit(open.size(), len),
+        }
+    }
+
+    /// Returns the number of the open container, and the position of the last packet in it; `None` without
+    /// containers.
+    pub fn last(&self) -> Option<(u32, u32)> {
+        match &self.queue {
+            Queue::Containers(open) => open.last(),
+            Queue::Plain(_) => None,
+        }
+    }
+
+    /// Shows what the batch that was just copied carries, in order. `region` is this guest's.
+    pub fn show_emitted(&self, region: &[u8], mut each: impl FnMut(Emission<'_>)) {
+        match &self.queue {
+            Queue::Containers(open) => {
+                for closed in open.waiting().take(self.emitted) {
+                    let start = closed.start as usize;
+                    each(Emission::Container(&region[start..start + closed.bytes as usize]));
+                }
+            }
+            Queue::Plain(frames) => {
+                for frame in (0..self.emitted).filter_map(|ahead| frames.peek(ahead)) {
+                    let start = frame.start as usize;
+                    each(Emission::Frame(&region[start..start + frame.len as usize]));
+                }
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! is looked at; a guest that lies loses its own packets. This module knows no hypervisor and no switch.
 
 use drayage_wire::PAGE_SIZE;
-use drayage_wire::container::{Checksum, Gso, GsoKind, MIN_PACKET_BYTES, Manifest, Meta};
+use drayage_wire::container::{Checksum, Gso, GsoKind, Header, MIN_PACKET_BYTES, Manifest, Meta};
 use drayage_wire::netif::{
     self, ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, TxRequest, TxResponse, status, tx_flags,
 };
@@ -408,6 +408,34 @@ impl<P: SharedWords> Tx<P> {
         counters.hypercalls += hypercalls(&(self.first_op..last_op));
         self.chains.clear();
         self.answers.clear();
+    }
+
+    /// Shows how each frame travelled that [`deliver`](Self::deliver) is about to hand over, in the same order: its
+    /// container's header and its position in it, or `None` if it came alone.
+    pub fn show_gathered(
+        &self,
+        scratch: &[u8],
+        ops: &[CopyOp],
+        manifest: &mut Manifest,
+        mut each: impl FnMut(Option<(Header, u32)>),
+    ) {
+        for chain in self.chains.iter().filter(|chain| chain.fate == Fate::Copied) {
+            let first_op = chain.first_op as usize;
+            let done = &ops[first_op..first_op + usize::from(chain.ops)];
+            if done.iter().any(|op| op.status != GNTST_OKAY) {
+                continue;
+            }
+            if self.format == Format::Plain {
+                each(None);
+                continue;
+            }
+            let bytes = &scratch[chain.start as usize..(chain.start + chain.len) as usize];
+            if let Ok(header) = manifest.read(bytes) {
+                for position in 0..manifest.packets().len() as u32 {
+                    each(Some((header, position)));
+                }
+            }
+        }
     }
 
     /// Returns whether chains were taken and not delivered yet.
