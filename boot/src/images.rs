@@ -50,6 +50,11 @@ const LEASE: &str = "#!/bin/busybox sh\n[ \"$1\" = bound ] || exit 0\n\
 const VIF_SCRIPT: &str = "#!/bin/busybox sh\n[ \"$1\" = online ] || exit 0\n\
                           exec /usr/bin/xenstore-write \"$XENBUS_PATH/hotplug-status\" connected\n";
 
+/// What a Linux guest does with an interface that comes, whenever that is: the address in /run/address is its.
+const PLUG: &str = "#!/bin/busybox sh\n[ \"$SUBSYSTEM$ACTION\" = netadd ] || exit 0\n\
+                    ip link set lo up; ip link set $INTERFACE up\n\
+                    ip addr add $(cat /run/address)/24 dev $INTERFACE && echo \"plugged $INTERFACE\" > /dev/console\n";
+
 /// dom0's first process.
 const DOM0_INIT: &str = include_str!("dom0-init.sh");
 
@@ -195,6 +200,9 @@ fn linux_guest(root: &Path, modules: &Modules, programs: &Programs) -> Result<Ve
     archive.symlink("/init", "/bin/guest-init");
     archive.file("/bin/guest-init", 0o755, b"#!/bin/busybox sh\nexec /bin/peer init\n");
     archive.file("/bin/lease", 0o755, LEASE.as_bytes());
+    archive.file("/bin/plug", 0o755, PLUG.as_bytes());
+    // What runs commands by name asks for this one.
+    archive.symlink("/bin/sh", "/bin/busybox");
     add_modules(&mut archive, &modules.in_order(&GUEST_MODULES)?);
     Ok(archive.finish())
 }

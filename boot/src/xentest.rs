@@ -5,6 +5,7 @@ mod bench;
 mod by_xl;
 mod driver_domain;
 mod life;
+mod netfront;
 mod ours;
 mod plain;
 mod restart;
@@ -38,6 +39,7 @@ fn scenarios() -> Vec<Scenario> {
         stock::scenarios(),
         life::scenarios(),
         ours::scenarios(),
+        netfront::scenarios(),
         restart::scenarios(),
         by_xl::scenarios(),
         driver_domain::scenarios(),

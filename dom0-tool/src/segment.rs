@@ -4,9 +4,10 @@
 //! checksums. The frame's sender is not trusted; what is not a TCP frame that can be cut is refused.
 
 use drayage_wire::checksum::{self, IpVersion, Protocol};
-use drayage_wire::container::Gso;
+use drayage_wire::container::{Gso, GsoKind};
 
-/// The most segments that one frame may make: one of 64 KiB with the smallest segments that make sense.
+/// The most segments that one frame may make: one of 64 KiB with the smallest segments that make sense. A guest
+/// that asks for more would have others do its work.
 const MOST: usize = 1024;
 
 /// The frame is no TCP frame that can be cut into as few segments as that.
@@ -16,6 +17,22 @@ pub struct NotSegmentable;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
+
+/// Returns whether a frame is what its sender says of it: a TCP frame of the right version of IP that can be
+/// cut into a bounded number of segments. Whoever gets it whole believes that.
+pub fn is_sound(frame: &[u8], gso: Gso) -> bool {
+    let Some(site) = checksum::locate(frame) else { return false };
+    let version = match gso.kind {
+        GsoKind::TcpV4 => IpVersion::V4,
+        GsoKind::TcpV6 => IpVersion::V6,
+    };
+    let headers = site.start + usize::from(frame[site.start + 12] >> 4) * 4;
+    let shaped = site.protocol == Protocol::Tcp && site.ip == version;
+    shaped
+        && headers >= site.start + 20
+        && headers <= site.end
+        && (site.end - headers).div_ceil(usize::from(gso.size).max(1)) <= MOST
+}
 
 /// Cuts a TCP frame into segments of at most `gso.size` bytes of payload. `each` gets every segment's length
 /// and a function that writes the segment into so many bytes.
@@ -86,7 +103,6 @@ pub fn tcp(
 mod tests {
     use super::*;
     use drayage_wire::checksum::Verdict;
-    use drayage_wire::container::GsoKind;
 
     fn frame(version: IpVersion, payload: usize) -> Vec<u8> {
         let mut frame = vec![2u8; 12];
@@ -169,5 +185,22 @@ mod tests {
         assert_eq!(with(46, 0x40), Err(NotSegmentable), "a short TCP header");
         assert_eq!(refuse(&frame(IpVersion::V4, 0)[..54], 1448), Err(NotSegmentable), "a TCP header cut");
         assert_eq!(cut(&frame(IpVersion::V4, 0), GsoKind::TcpV4, 1448).len(), 1, "no payload, one segment");
+    }
+
+    #[test]
+    fn only_what_is_true_of_a_frame_is_sound() {
+        let (v4, v6) = (frame(IpVersion::V4, 5000), frame(IpVersion::V6, 5000));
+        let sound = |frame: &[u8], kind, size| is_sound(frame, Gso { kind, size });
+        assert!(sound(&v4, GsoKind::TcpV4, 1448) && sound(&v6, GsoKind::TcpV6, 1448));
+        assert!(!sound(&v4, GsoKind::TcpV6, 1448) && !sound(&v6, GsoKind::TcpV4, 1448), "another version");
+        assert!(sound(&v4, GsoKind::TcpV4, 5) && !sound(&v4, GsoKind::TcpV4, 4), "1000 segments, and 1250");
+        let with = |at: usize, value: u8| {
+            let mut bad = v4.clone();
+            bad[at] = value;
+            sound(&bad, GsoKind::TcpV4, 1448)
+        };
+        assert!(!with(23, 17) && !with(46, 0x40) && !with(20, 0x20), "UDP, a short header, a fragment");
+        assert!(!sound(&v4[..60], GsoKind::TcpV4, 1448), "cut short");
+        assert!(sound(&frame(IpVersion::V4, 0), GsoKind::TcpV4, 1448));
     }
 }

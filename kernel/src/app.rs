@@ -1,6 +1,7 @@
 //! What runs on top of the network. An app is a value with one function that must be there, [`App::poll`], and
 //! a line in [`KINDS`]; it knows sockets, a clock and a console, and no machine.
 
+mod check;
 mod echo;
 mod forward;
 mod line;
@@ -41,6 +42,13 @@ pub static KINDS: &[AppKind] = &[
         spread: Spread::EveryInterface,
         role: Role::Router,
         configure: forward::configure,
+    },
+    AppKind {
+        name: "check",
+        keys: &[check::TO, check::BYTES],
+        spread: Spread::FirstInterface,
+        role: Role::Host,
+        configure: check::configure,
     },
 ];
 

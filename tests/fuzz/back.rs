@@ -100,7 +100,9 @@ fn a_hostile_frontend_costs_the_backend_nothing_but_the_vif() {
         let settings = Settings { holdoff_us: 0, ..Settings::default() };
         let mut worker = Worker::new(Back::new(&hv), WorldClock::default(), settings);
         let (end, far) = cable();
-        worker.add_uplink(LAN, Box::new(CableUplink { end, arriving: Arriving::Filled })).expect("room");
+        worker
+            .add_uplink(LAN, Box::new(CableUplink { end, arriving: Arriving::Filled, super_frames: true }))
+            .expect("room");
         let tx = if shape & 1 == 0 { tx::Format::Plain } else { tx::Format::Containers { size: 65_535 } };
         let wrap = if shape & 4 == 0 { Wrap::Allowed } else { Wrap::Forbidden };
         let size = if shape & 8 == 0 { 65_536 } else { 4096 };

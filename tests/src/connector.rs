@@ -31,12 +31,32 @@ pub struct Offers {
     pub tx_max_bytes: usize,
     /// An event channel for each ring.
     pub split: bool,
+    /// TCP super-frames from the guest.
+    pub super_frames: bool,
+    /// The MTU that the toolstack names, if it names one.
+    pub mtu: Option<usize>,
 }
 
 impl Default for Offers {
     fn default() -> Self {
-        Self { rx_containers: true, tx_containers: true, tx_max_bytes: MAX_TX_BYTES, split: true }
+        Self {
+            rx_containers: true,
+            tx_containers: true,
+            tx_max_bytes: MAX_TX_BYTES,
+            split: true,
+            super_frames: true,
+            mtu: None,
+        }
     }
+}
+
+/// What a guest is held to be able to take, beside what its driver says of itself: a driver of less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// All that the driver says.
+    All,
+    /// Frames that are complete: neither super-frames nor blank checksums.
+    Complete,
 }
 
 /// The control path.
@@ -47,13 +67,16 @@ pub struct Connector {
     policy: Policy,
     /// Packets that do not wait.
     pub urgent: Classes,
+    /// What the guests take that are connected from now on.
+    pub takes: Takes,
     vifs: Vec<(DomainId, Hand, Option<PortId>)>,
 }
 
 impl Connector {
     /// Returns a control path without vifs.
     pub fn new(hv: &Hypervisor, offers: Offers, policy: Policy) -> Self {
-        Self { hv: hv.clone(), offers, policy, urgent: Classes::default(), vifs: Vec::new() }
+        let (urgent, takes) = (Classes::default(), Takes::All);
+        Self { hv: hv.clone(), offers, policy, urgent, takes, vifs: Vec::new() }
     }
 
     /// Makes the nodes of a vif and waits for its frontend.
@@ -63,7 +86,7 @@ impl Connector {
         let offers = [
             (keys::FEATURE_RX_COPY, "1"),
             (keys::FEATURE_SG, "1"),
-            (keys::FEATURE_GSO_TCPV4, "1"),
+            (keys::FEATURE_GSO_TCPV4, flag(self.offers.super_frames)),
             (keys::FEATURE_GSO_TCPV6, "1"),
             (keys::FEATURE_IPV6_CSUM_OFFLOAD, "1"),
             (keys::FEATURE_SPLIT_EVENT_CHANNELS, flag(self.offers.split)),
@@ -72,6 +95,9 @@ impl Connector {
             (keys::TX_CONTAINER_MAX_BYTES, &max_bytes),
         ];
         hand::plug(&self.hv, guest, HANDLE, mac, &offers);
+        if let Some(mtu) = self.offers.mtu {
+            hand::write_front(&self.hv, guest, HANDLE, keys::MTU, &mtu.to_string());
+        }
         let hand = Hand::new(&self.hv, guest, HANDLE);
         self.vifs.retain(|(id, ..)| *id != guest);
         self.vifs.push((guest, hand, None));
@@ -95,6 +121,7 @@ impl Connector {
         mac: Mac,
     ) -> Result<PortId, ConnectError> {
         let (offers, policy, urgent) = (self.offers, self.policy, self.urgent);
+        let all = self.takes == Takes::All;
         let (_, hand, port) = self.vif(guest);
         assert_eq!(hand.front_state(), State::Connected);
         let number = |key| hand.told(key).and_then(|value| keys::parse_number(value.as_bytes()));
@@ -128,10 +155,10 @@ impl Connector {
             rx_format,
             accepts: Accepts {
                 scatter: flag(keys::FEATURE_SG),
-                gso_v4: flag(keys::FEATURE_GSO_TCPV4),
-                gso_v6: flag(keys::FEATURE_GSO_TCPV6),
-                blank_v4: !flag(keys::FEATURE_NO_CSUM_OFFLOAD),
-                blank_v6: flag(keys::FEATURE_IPV6_CSUM_OFFLOAD),
+                gso_v4: all && flag(keys::FEATURE_GSO_TCPV4),
+                gso_v6: all && flag(keys::FEATURE_GSO_TCPV6),
+                blank_v4: all && !flag(keys::FEATURE_NO_CSUM_OFFLOAD),
+                blank_v6: all && flag(keys::FEATURE_IPV6_CSUM_OFFLOAD),
             },
             policy,
             urgent,

@@ -57,7 +57,7 @@ impl Fleet {
     /// When the worker has no room.
     pub fn uplink(&mut self, at: usize, segment: Segment) -> End {
         let (end, far) = cable();
-        let link = CableUplink { end, arriving: Arriving::Filled };
+        let link = CableUplink { end, arriving: Arriving::Filled, super_frames: true };
         self.workers[at].add_uplink(segment, Box::new(link)).expect("there is room");
         self.announce(at, segment, None);
         far

@@ -48,6 +48,15 @@ pub fn plug(hv: &Hypervisor, guest: DomainId, handle: u32, mac: [u8; 6], offers:
     write(&format!("{front}/{}", keys::STATE), State::Initialising.value());
 }
 
+/// Writes a key of the frontend's directory, as a toolstack does.
+///
+/// # Panics
+/// When xenstore refuses.
+pub fn write_front(hv: &Hypervisor, guest: DomainId, handle: u32, key: &str, value: &str) {
+    let path = format!("{}/{key}", front_dir(guest, handle));
+    hv.connect_store(DOM0).write(NO_TRANSACTION, &path, value.as_bytes()).expect("domain 0 may");
+}
+
 fn front_dir(guest: DomainId, handle: u32) -> String {
     format!("/local/domain/{}/device/vif/{handle}", guest.0)
 }

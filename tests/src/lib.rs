@@ -11,4 +11,5 @@ pub mod host;
 pub mod probe;
 pub mod rawfront;
 pub mod tasks;
+pub mod transfers;
 pub mod world;

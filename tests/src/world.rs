@@ -7,6 +7,7 @@
 //! [`World::run`] says so.
 
 use std::cell::{Cell, RefCell};
+use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use drayage::control::attachment::Memory;
 use drayage::control::details::Containers;
 use drayage::policy::Policy;
 use drayage::port::{Budget, Sent, Uplink};
+use drayage::segment;
 use drayage::store::WatchEvent;
 use drayage::switch::{Mac, Segment};
 use drayage::vif::rx::Wish;
@@ -24,13 +26,13 @@ use drayage::worker::{Next, Settings, Uplinks, Worker};
 use drayage_netfront::platform::DomainId;
 use drayage_netfront::{Netfront, Options, Readiness, Vif};
 use drayage_wire::checksum;
-use drayage_wire::container::{Checksum, Meta};
+use drayage_wire::container::{Checksum, Gso, GsoKind, MAX_RX_BYTES, Meta};
 use memxen::Hypervisor;
 use memxen::front::Front;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 
 use crate::back::{Back, Life, Shelf};
-use crate::cable::{End, cable};
+use crate::cable::{End, Frame, cable};
 use crate::connector::{Connector, Offers};
 use crate::control::{Control, SharedWorker};
 use crate::host::{Stack, instant};
@@ -69,6 +71,8 @@ pub struct CableUplink {
     pub end: End,
     /// What it does with checksums on the way in.
     pub arriving: Arriving,
+    /// Whether TCP super-frames leave it whole; else they are cut, as by a device without segmentation offload.
+    pub super_frames: bool,
 }
 
 impl Uplink for CableUplink {
@@ -78,15 +82,25 @@ impl Uplink for CableUplink {
 
     fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {
         while budget.is_left() {
-            let Some(mut frame) = self.end.take() else { break };
-            let blank = self.arriving == Arriving::Blank && checksum::blank(&mut frame).is_some();
+            let Some(Frame { bytes: mut frame, segment_bytes }) = self.end.take_whole() else { break };
+            let gso = segment_bytes.map(|size| Gso { kind: GsoKind::TcpV4, size: size.get() });
+            let blank =
+                gso.is_some() || self.arriving == Arriving::Blank && checksum::blank(&mut frame).is_some();
             let checksum = if blank { Checksum::Blank } else { Checksum::Unverified };
             budget.spend(frame.len());
-            each(&frame, Meta { checksum, gso: None });
+            each(&frame, Meta { checksum, gso });
         }
     }
 
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent {
+        if let Some(gso) = meta.gso.filter(|_| !self.super_frames) {
+            let cut = segment::tcp(frame, gso, |len, write| {
+                let mut segment = vec![0; len];
+                write(&mut segment);
+                self.end.send(segment);
+            });
+            return if cut.is_ok() { Sent::Yes } else { Sent::No };
+        }
         let mut frame = frame.to_vec();
         if meta.checksum == Checksum::Blank {
             // A guest that says so of a frame without one gets that frame as it is.
@@ -255,6 +269,8 @@ pub struct Shape {
     pub settings: Settings,
     /// Who connects the vifs.
     pub control: ControlPath,
+    /// Whether the uplink carries TCP super-frames, and the host beyond makes them.
+    pub super_frames: bool,
 }
 
 /// Who connects the vifs.
@@ -276,6 +292,7 @@ impl Default for Shape {
             arriving: Arriving::Filled,
             settings: Settings::default(),
             control: ControlPath::Hand,
+            super_frames: false,
         }
     }
 }
@@ -338,7 +355,13 @@ impl World {
         let (life, shelf) = (Life::default(), Shelf::default());
         let mut worker = Worker::new(Back::mortal(&hv, &life, &shelf), clock.clone(), shape.settings);
         let (near, mut end) = cable();
-        let uplink = CableUplink { end: near.clone(), arriving: shape.arriving };
+        let (arriving, super_frames) = (shape.arriving, shape.super_frames);
+        let uplink = CableUplink { end: near.clone(), arriving, super_frames };
+        end.frame_bytes = shape.offers.mtu.unwrap_or(1500) + 14;
+        if super_frames {
+            // What the largest container holds: Linux is told as much of a TAP.
+            end.super_frame_bytes = NonZeroUsize::new(MAX_RX_BYTES - 26);
+        }
         worker.add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
         let stack = Stack::new(&mut end, [2, 0, 0, 0, 0, 1], "10.0.0.1/24");
         let mut connector = Connector::new(&hv, shape.offers, shape.policy);
@@ -380,7 +403,8 @@ impl World {
         let worker = Worker::new(back, self.clock.clone(), self.shape.settings);
         // The old one lets go of everything before the new one takes it.
         drop(self.worker.0.replace(worker));
-        let uplink = CableUplink { end: self.near.clone(), arriving: self.shape.arriving };
+        let (arriving, super_frames) = (self.shape.arriving, self.shape.super_frames);
+        let uplink = CableUplink { end: self.near.clone(), arriving, super_frames };
         self.worker.0.borrow_mut().add_uplink(LAN, Box::new(uplink)).expect("a new worker has room");
         let mut control = Control::new(&self.hv, self.worker.clone(), self.memory.clone());
         if let Err(failure) = control.manager.recall(self.clock.now_ns()) {

@@ -26,7 +26,9 @@ impl Bench {
         let settings = Settings { holdoff_us: 0, ..Settings::default() };
         let mut worker = Worker::new(Back::new(&hv), WorldClock::default(), settings);
         let (end, far) = cable();
-        worker.add_uplink(LAN, Box::new(CableUplink { end, arriving: Arriving::Filled })).expect("room");
+        worker
+            .add_uplink(LAN, Box::new(CableUplink { end, arriving: Arriving::Filled, super_frames: true }))
+            .expect("room");
         Self { hv, worker, far }
     }
 

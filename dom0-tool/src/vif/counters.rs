@@ -28,6 +28,12 @@ pub struct Counters {
     pub filtered: u64,
     /// Requests, chains and containers of the guest's that were refused.
     pub guest_errors: u64,
+    /// TCP super-frames that were cut into packets here, because the guest or its containers take none so large.
+    #[serde(default)]
+    pub segmented: u64,
+    /// Blank checksums that were filled here, because the guest takes none.
+    #[serde(default)]
+    pub checksums_filled: u64,
     /// Longest time from a container's first packet to its hand-over, in nanoseconds.
     pub longest_hold_ns: u64,
     /// Containers that were handed over later than the policy allows.
@@ -41,6 +47,9 @@ pub struct Direction {
     pub packets: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Of the packets, TCP super-frames: cut later, elsewhere, or never.
+    #[serde(default)]
+    pub super_frames: u64,
     /// Containers.
     pub containers: u64,
     /// Ring slots used.
@@ -97,7 +106,7 @@ pub struct Drops {
     pub bad_buffer: u64,
     /// To the guest: a super-frame that cannot be segmented.
     pub not_segmentable: u64,
-    /// From the guest: the frame or its slots make no sense.
+    /// From the guest: the frame or its slots make no sense, or are not what the guest says of them.
     pub malformed: u64,
     /// From the guest: it gave a page that cannot be read.
     pub unreadable: u64,

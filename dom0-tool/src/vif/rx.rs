@@ -248,6 +248,7 @@ impl<P: SharedWords> Rx<P> {
                 counters.rx.packets += 1;
                 counters.rx.bytes += len as u64;
                 self.floods.came(self.audience, len);
+                counters.rx.super_frames += u64::from(meta.gso.is_some());
             }
             Err(Refusal::NoRoom) => counters.drops.queue_full += 1,
             Err(Refusal::TooLarge) => counters.drops.too_large += 1,
@@ -291,8 +292,9 @@ impl<P: SharedWords> Rx<P> {
                 counters.rx.copies += 1;
                 let _ = self.push_with(region, now_ns, len, filled, counters, write);
             });
-            if whole.is_err() {
-                counters.drops.not_segmentable += 1;
+            match whole {
+                Ok(()) => counters.segmented += 1,
+                Err(segment::NotSegmentable) => counters.drops.not_segmentable += 1,
             }
             return;
         }
@@ -300,6 +302,7 @@ impl<P: SharedWords> Rx<P> {
         let len = frame.len();
         if meta.checksum == Checksum::Blank && meta.gso.is_none() && !self.accepts.blank(frame) {
             let filled = Meta { checksum: Checksum::Valid, gso: None };
+            counters.checksums_filled += 1;
             let _ = self.push_with(region, now_ns, len, filled, counters, |bytes| {
                 bytes.copy_from_slice(frame);
                 checksum::fill(bytes);

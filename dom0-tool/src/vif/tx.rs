@@ -12,6 +12,7 @@ use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
 use super::counters::{Counters, hypercalls};
 use super::multicast::{Change, Subscriptions};
+use crate::segment;
 use crate::switch::Mac;
 use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
 
@@ -369,13 +370,18 @@ impl<P: SharedWords> Tx<P> {
                     if self.format == Format::Plain {
                         counters.tx.packets += 1;
                         counters.tx.bytes += bytes.len() as u64;
-                        each(bytes, chain.meta, counters);
+                        if let Some(meta) = judge(bytes, chain.meta, counters) {
+                            each(bytes, meta, counters);
+                        }
                     } else if manifest.read(bytes).is_ok() {
                         counters.tx.containers += 1;
                         counters.tx.packets += manifest.packets().len() as u64;
                         for packet in manifest.packets() {
                             counters.tx.bytes += u64::from(packet.len);
-                            each(&bytes[packet.range()], packet.meta, counters);
+                            let frame = &bytes[packet.range()];
+                            if let Some(meta) = judge(frame, packet.meta, counters) {
+                                each(frame, meta, counters);
+                            }
                         }
                     } else {
                         counters.drops.malformed += 1;
@@ -456,6 +462,18 @@ impl<P: SharedWords> Tx<P> {
 
 fn copy(domain: DomainId, part: &TxRequest, local: u32) -> CopyOp {
     CopyOp { local, grant: GrantRef(part.gref), domain, offset: part.offset, len: part.size, status: 0 }
+}
+
+/// Judges what a guest says of a frame, before somebody else believes it: a super-frame must be one, and its
+/// checksum is blank whatever the flags. Returns what travels beside the frame, or `None` for one to be dropped.
+fn judge(frame: &[u8], meta: Meta, counters: &mut Counters) -> Option<Meta> {
+    let Some(gso) = meta.gso else { return Some(meta) };
+    if !segment::is_sound(frame, gso) {
+        counters.drops.malformed += 1;
+        return None;
+    }
+    counters.tx.super_frames += 1;
+    Some(Meta { checksum: Checksum::Blank, gso: Some(gso) })
 }
 
 fn checksum_of(flags: u16) -> Checksum {

@@ -160,6 +160,14 @@ impl Host {
         self.sockets.add(socket)
     }
 
+    pub(crate) fn listen(&mut self, port: u16) -> SocketHandle {
+        use smoltcp::socket::tcp;
+        let buffer = || tcp::SocketBuffer::new(alloc::vec![0; 65_535]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.listen(port).unwrap();
+        self.sockets.add(socket)
+    }
+
     pub(crate) fn connect(&mut self, to: IpAddress, port: u16, local_port: u16) -> SocketHandle {
         use smoltcp::socket::tcp;
         let buffer = || tcp::SocketBuffer::new(alloc::vec![0; 65_535]);

@@ -413,6 +413,43 @@ fn a_mac_of_many_is_refused() {
     }
 }
 
+#[test]
+fn check_compares_every_byte_that_comes_back() {
+    for (flip, verdict, sum) in [(0, " same\n", "check: 1 of 1"), (1, " DIFFERENT\n", "check: 0 of 1")] {
+        let mut bench = Bench::new("app=check ip=10.0.0.2/24 to=10.0.0.1:7 bytes=200000");
+        let socket = bench.host.listen(7);
+        let mut buffer = alloc::vec![0; 65_535];
+        let mut echoed = 0;
+        bench.until(|bench| {
+            let peer = bench.host.sockets.get_mut::<tcp::Socket>(socket);
+            if peer.can_recv() && peer.send_queue() == 0 {
+                let len = peer.recv_slice(&mut buffer).unwrap();
+                if (echoed..echoed + len).contains(&77_777) {
+                    buffer[77_777 - echoed] ^= flip;
+                }
+                peer.send_slice(&buffer[..len]).unwrap();
+                echoed += len;
+            }
+            if peer.state() == tcp::State::CloseWait && !peer.can_recv() {
+                peer.close();
+            }
+            bench.console.contains(verdict)
+        });
+        assert!(bench.console.contains("10.0.0.1:7 sent=200000"), "{}", bench.console);
+        assert!(bench.console.contains("received=200000"), "{}", bench.console);
+        bench.link.finish(bench.now_ns, &mut bench.console);
+        assert!(bench.console.contains(sum), "{}", bench.console);
+    }
+}
+
+#[test]
+fn check_says_so_where_nobody_listens() {
+    let mut bench = Bench::new("app=check ip=10.0.0.2/24 to=10.0.0.1:7");
+    bench.until(|bench| bench.console.contains("received=0"));
+    bench.run(50);
+    assert_eq!(bench.link.turn(&mut bench.nic, None, bench.now_ns, &mut bench.console), Turn::Done);
+}
+
 /// The README's example: an app of a user's own, with a setting of its own.
 mod own_app {
     use alloc::string::ToString;

@@ -85,7 +85,7 @@ fn words_that_are_no_pairs_are_refused() {
 
 #[test]
 fn bad_values_are_named_with_their_form() {
-    assert_eq!(error("app=ecko"), "app=ecko: expected echo, sink, source, forward");
+    assert_eq!(error("app=ecko"), "app=ecko: expected echo, sink, source, forward, check");
     assert_eq!(error("containers=yes"), "containers=yes: expected on, off, rx or tx");
     for bytes in ["4095", "65537", "", "-1", "+4096", "4k", "99999999999999999999999"] {
         assert!(error(&alloc::format!("container-bytes={bytes}")).contains("4096 to 65536"));

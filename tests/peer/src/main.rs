@@ -13,7 +13,7 @@ use drayage_peer::frame::{UdpFlow, parse_mac};
 use drayage_peer::ping::{PingOptions, Stop};
 use drayage_peer::recv::RecvOptions;
 use drayage_peer::send::SendOptions;
-use drayage_peer::{agent, echo, init, ping, query, recv, send, sys};
+use drayage_peer::{agent, echo, init, offload, ping, query, recv, remote, send, sys};
 use serde::Serialize;
 
 /// Traffic and control inside the test bed's machines.
@@ -31,6 +31,33 @@ enum Command {
         /// Serial line.
         #[arg(long)]
         tty: PathBuf,
+    },
+    /// Serves the same requests over TCP, for `remote`.
+    ServeRemote {
+        /// Port.
+        #[arg(long, default_value_t = remote::PORT)]
+        port: u16,
+    },
+    /// Runs a shell command on a machine that serves them, and ends with its exit code.
+    Remote {
+        /// Address of the machine.
+        to: IpAddr,
+        /// The command.
+        command: String,
+        /// Port.
+        #[arg(long, default_value_t = remote::PORT)]
+        port: u16,
+        /// Longest wait for the command's end.
+        #[arg(long, default_value_t = 50_000)]
+        timeout_ms: u64,
+    },
+    /// Sets offloads of a network device, each NAME=on or NAME=off.
+    Offload {
+        /// The device.
+        device: String,
+        /// sg, tso, gso, gro or tx.
+        #[arg(required = true, value_parser = parse_offload)]
+        settings: Vec<(String, offload::Switch)>,
     },
     /// Runs as the first process of a Linux guest.
     Init,
@@ -159,6 +186,12 @@ struct RecvArgs {
     /// Longest wait for the first datagram.
     #[arg(long)]
     timeout_ms: Option<u64>,
+    /// Multicast group to join; needs a device.
+    #[arg(long, requires = "dev")]
+    join: Option<Ipv4Addr>,
+    /// Device on which the group is joined.
+    #[arg(long)]
+    dev: Option<String>,
     /// Where the reports go instead of standard output.
     #[arg(long)]
     output: Option<PathBuf>,
@@ -182,8 +215,24 @@ struct PingArgs {
     until_answered: bool,
 }
 
+/// Reads NAME=on or NAME=off.
+fn parse_offload(text: &str) -> Result<(String, offload::Switch), String> {
+    let (name, to) = text.split_once('=').ok_or("expected NAME=on or NAME=off")?;
+    Ok((name.to_owned(), <offload::Switch as clap::ValueEnum>::from_str(to, false)?))
+}
+
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    if let Command::Remote { to, command, port, timeout_ms } = &command {
+        return match remote::run(*to, *port, command, Duration::from_millis(*timeout_ms)) {
+            Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            Err(error) => {
+                eprintln!("peer: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("peer: {error:#}");
@@ -198,6 +247,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Agent { tty } => agent::serve_tty(&tty),
+        Command::ServeRemote { port } => remote::serve(port),
+        Command::Remote { .. } => unreachable!("taken before, for its exit code"),
+        Command::Offload { device, settings } => {
+            settings.iter().try_for_each(|(name, to)| offload::set(&device, name, *to))
+        }
         Command::Init => init::run(),
         Command::Insmod { modules } => modules.iter().try_for_each(|path| init::insert(path)),
         Command::Send(args) => print(&send::send(&send_options(args))?),
@@ -207,6 +261,7 @@ fn run(command: Command) -> Result<()> {
                 count: args.count,
                 idle_ms: args.idle_ms,
                 timeout_ms: args.timeout_ms,
+                join: args.join.zip(args.dev),
             };
             match args.output {
                 Some(path) => recv::recv(

@@ -1,11 +1,11 @@
 //! A counting UDP reader: `recvmmsg`, a report for every stream. Knows nothing of who sends.
 
 use std::io::{self, Write};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Socket, Type};
 
 use crate::frame::{MAX_FRAME, sequence_of};
 use crate::report::RecvReport;
@@ -28,6 +28,8 @@ pub struct RecvOptions {
     pub idle_ms: u64,
     /// Longest wait for a stream's first datagram; for ever when absent.
     pub timeout_ms: Option<u64>,
+    /// A multicast group to join, and the device on which.
+    pub join: Option<(Ipv4Addr, String)>,
 }
 
 /// A bound socket whose streams are counted one after another.
@@ -49,6 +51,12 @@ impl Receiver {
             .context("receive buffer")?;
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, options.port));
         socket.bind(&address.into()).with_context(|| format!("binding UDP port {}", options.port))?;
+        if let Some((group, device)) = &options.join {
+            let index = InterfaceIndexOrAddress::Index(sys::device_index(device)?);
+            socket
+                .join_multicast_v4_n(group, &index)
+                .with_context(|| format!("joining {group} on {device}"))?;
+        }
         let buffers = vec![vec![0; MAX_FRAME]; BATCH];
         Ok(Receiver { socket, options, buffers, lengths: Vec::with_capacity(BATCH) })
     }
@@ -155,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_stream_over_loopback_is_counted_to_the_byte() {
-        let options = RecvOptions { port: 0, count: None, idle_ms: 100, timeout_ms: Some(5000) };
+        let options = RecvOptions { port: 0, count: None, idle_ms: 100, timeout_ms: Some(5000), join: None };
         let mut receiver = Receiver::bind(options).unwrap();
         let to = receiver.socket.local_addr().unwrap().as_socket().unwrap().port();
         let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -53,6 +53,28 @@ pub fn device_index(name: &str) -> io::Result<u32> {
     }
 }
 
+/// Performs an ethtool command with one value on a network device, and returns the value that comes back.
+pub fn ethtool(device: &str, command: u32, value: u32) -> io::Result<u32> {
+    /// `struct ethtool_value` (`linux/ethtool.h`).
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let mut value = Value { command, data: value };
+    // SAFETY: ifreq is plain integers and pointers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(device.bytes().take(libc::IFNAMSIZ - 1)) {
+        *slot = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: the request is a live ifreq whose data points to the value that every such command reads and writes.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) })?;
+    Ok(value.data)
+}
+
 /// Returns the address that binds an AF_PACKET socket to a device for sending only.
 pub fn packet_address(device_index: u32) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
