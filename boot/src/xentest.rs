@@ -10,6 +10,7 @@ mod ours;
 mod plain;
 mod restart;
 mod stock;
+mod switch;
 
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,7 @@ fn scenarios() -> Vec<Scenario> {
         restart::scenarios(),
         by_xl::scenarios(),
         driver_domain::scenarios(),
+        switch::scenarios(),
     ]
     .into_iter()
     .flatten()
