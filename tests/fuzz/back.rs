@@ -6,6 +6,8 @@
 
 use bolero::{check, produce};
 use drayage::aggregate::Wrap;
+use drayage::rules::Rules;
+use drayage::vif::multicast::Groups;
 use drayage::vif::{rx, tx};
 use drayage::worker::{Settings, Worker};
 use drayage_tests::back::Back;
@@ -107,7 +109,11 @@ fn a_hostile_frontend_costs_the_backend_nothing_but_the_vif() {
         let wrap = if shape & 4 == 0 { Wrap::Allowed } else { Wrap::Forbidden };
         let size = if shape & 8 == 0 { 65_536 } else { 4096 };
         let rx = if shape & 2 == 0 { rx::Format::Plain } else { rx::Format::Containers { size, wrap } };
-        let mut liar = RawFront::connect(&hv, &mut worker, LIAR, tx, rx);
+        let rules = Rules { locked_mac: shape & 16 != 0, isolated: shape & 32 != 0 };
+        let mut liar = RawFront::connect_as(&hv, &mut worker, LIAR, |connection| {
+            (connection.tx_format, connection.rx_format, connection.rules) = (tx, rx, rules);
+            connection.groups = if shape & 64 == 0 { Groups::All } else { Groups::Subscribed };
+        });
         let mut neighbour =
             RawFront::connect(&hv, &mut worker, NEIGHBOUR, tx::Format::Plain, rx::Format::Plain);
         while !input.is_empty() {
@@ -120,6 +126,7 @@ fn a_hostile_frontend_costs_the_backend_nothing_but_the_vif() {
             }
             while let Some(frame) = far.take() {
                 assert!((14..=65_535).contains(&frame.len()), "{} bytes", frame.len());
+                assert!(!rules.locked_mac || frame[6..12] == mac(LIAR), "as somebody else: {frame:?}");
             }
         }
         let broken = worker.take_faults();
