@@ -19,7 +19,7 @@ const PID: &str = "/run/drayage-daemon.pid";
 const START: Duration = Duration::from_secs(20);
 
 /// The text on the line that tells that the daemon takes commands.
-const READY: &str = "ready";
+const READY: &str = "ready: ";
 
 /// A running daemon.
 #[derive(Debug)]

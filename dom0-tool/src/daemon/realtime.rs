@@ -47,25 +47,38 @@ fn refused(why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-    /// As root, the thread is then under `SCHED_FIFO`; else what is missing is named. Either way, the system is asked.
+    /// Returns what came of it, and the priority and policy that the system then shows for the thread.
+    fn tried() -> (Result<(), Failure>, [String; 2]) {
+        exact_timers();
+        let result = enter();
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("Linux has it");
+        // Fields 40 and 41 of the line, counted behind the name, which may have spaces.
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+        (result, [fields[37].into(), fields[38].into()])
+    }
+
     #[test]
     fn real_time_is_granted_or_what_is_missing_is_named() {
-        let tried = std::thread::spawn(|| {
-            exact_timers();
-            let result = enter();
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("Linux has it");
-            // Fields 40 and 41 of the whole line; the name in front of them may have spaces.
-            let fields: Vec<String> =
-                stat.rsplit(')').next().expect("a name").split_whitespace().map(Into::into).collect();
-            (result, fields[37].clone(), fields[38].clone())
-        });
-        match tried.join().expect("no panic") {
-            (Ok(()), priority, policy) => assert_eq!((priority.as_str(), policy.as_str()), ("1", "1")),
-            (Err(failure), ..) => {
-                assert_eq!(failure.kind, FailureKind::Denied, "{failure}");
-                assert!(failure.message.contains("CAP_SYS_NICE"), "{failure}");
-            }
+        match std::thread::spawn(tried).join().expect("no panic") {
+            (Ok(()), shown) => assert_eq!(shown, ["1", "1"], "SCHED_FIFO, at its lowest priority"),
+            (Err(failure), _) => assert_eq!(failure.kind, FailureKind::Denied, "{failure}"),
         }
+        // Without the capability, whoever we are.
+        let without = std::thread::spawn(|| {
+            let mut sets = capabilities(None).expect("the system tells");
+            sets.effective.remove(CapabilitySet::SYS_NICE);
+            set_capabilities(None, sets).expect("less is always allowed");
+            tried()
+        });
+        let (result, shown) = without.join().expect("no panic");
+        let failure = result.expect_err("it is not allowed");
+        assert_eq!(failure.kind, FailureKind::Denied);
+        assert!(
+            failure.message.contains("CAP_SYS_NICE") && failure.message.contains("--realtime"),
+            "{failure}"
+        );
+        assert_eq!(shown, ["0", "0"], "an ordinary thread");
     }
 }

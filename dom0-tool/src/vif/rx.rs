@@ -19,7 +19,7 @@ use crate::aggregate::{Aggregator, Closed, Refusal, Wrap};
 use crate::class::Classes;
 use crate::policy::{Policy, Reason};
 use crate::segment;
-use crate::slo::{Cause, Handed, Slo};
+use crate::slo::{Cause, Handed, Slo, Turn};
 use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
 
 /// What the guest takes, as it said when it connected.
@@ -133,6 +133,10 @@ pub struct Rx<P> {
     slo: Option<Slo>,
     urgent: Classes,
     holds: Holds,
+    /// Whether what waits is waiting for the guest to post buffers.
+    blocked: bool,
+    /// When the running pass began.
+    pass_ns: u64,
     /// The most buffers that the guest had posted at a time.
     posted_most: u32,
     /// Chains that the running batch carries, the number of slots they take, and where their operations are.
@@ -171,6 +175,8 @@ impl<P: SharedWords> Rx<P> {
             slo: matches!(policy, Policy::Slo { .. }).then(|| Slo::new(policy.hold_ns())),
             urgent,
             holds: Holds::default(),
+            blocked: false,
+            pass_ns: 0,
             posted_most: 1,
             emitted: 0,
             emitted_slots: 0,
@@ -218,7 +224,9 @@ impl<P: SharedWords> Rx<P> {
         counters: &mut Counters,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), Refusal> {
+        // As long as the guest has buffers, a burst is taken whole.
         if let Queue::Containers(open) = &self.queue
+            && self.blocked
             && self.would_be_late(open)
         {
             counters.drops.too_late += 1;
@@ -368,6 +376,7 @@ impl<P: SharedWords> Rx<P> {
         self.emitted = 0;
         self.emitted_slots = 0;
         self.first_op = ops.len();
+        self.pass_ns = now_ns;
         match self.emit(region_start, ops)? {
             Emitted::All => {}
             Emitted::LacksSlots => return Ok(Wish::Event),
@@ -422,6 +431,7 @@ impl<P: SharedWords> Rx<P> {
                 Queue::Containers(_) => self.emit_containers(&mut available, region_start, ops),
                 Queue::Plain(_) => self.emit_frames(&mut available, region_start, ops),
             };
+            self.blocked = matches!(lacking, Some(1..));
             match lacking {
                 None => return Ok(Emitted::All),
                 Some(0) => return Ok(Emitted::LacksRoom),
@@ -547,7 +557,7 @@ impl<P: SharedWords> Rx<P> {
                         self.holds.count(hold_ns.saturating_sub(after_ns), packets);
                     }
                     if let Some(slo) = &mut self.slo {
-                        slo.learn(&handed(&closed, done_ns));
+                        slo.learn(&handed(&closed, self.pass_ns, done_ns));
                     }
                 }
                 open.release(self.emitted);
@@ -585,13 +595,14 @@ impl<P: SharedWords> Rx<P> {
 }
 
 /// Returns what a container that was handed over says about delays.
-fn handed(closed: &Closed, done_ns: u64) -> Handed {
+fn handed(closed: &Closed, pass_ns: u64, done_ns: u64) -> Handed {
     Handed {
         open_ns: closed.closed_ns.saturating_sub(closed.opened_ns),
         wait_ns: done_ns.saturating_sub(closed.closed_ns),
         queued_bytes: closed.queued_bytes as usize,
         bytes: closed.bytes as usize,
         cause: if closed.reason == Reason::Deadline { Cause::Deadline } else { Cause::Other },
+        turn: if closed.closed_ns < pass_ns { Turn::Later } else { Turn::Same },
     }
 }
 

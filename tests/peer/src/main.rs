@@ -200,7 +200,7 @@ struct RecvArgs {
 #[derive(Debug, Args)]
 struct PingArgs {
     /// Whom to ask.
-    to: Ipv4Addr,
+    to: IpAddr,
     /// Requests.
     #[arg(long, default_value_t = 5)]
     count: u64,

@@ -1,7 +1,7 @@
-//! An ICMP echo client that compares what comes back. Knows nothing of who answers.
+//! An ICMP and ICMPv6 echo client that compares what comes back. Knows nothing of who answers.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,7 +19,7 @@ const IP_HEADER: usize = 20;
 #[derive(Debug, Clone)]
 pub struct PingOptions {
     /// Address.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// Requests to send.
     pub count: u64,
     /// Payload of each.
@@ -41,8 +41,17 @@ pub enum Stop {
 
 /// Sends echo requests, one after another.
 pub fn ping(options: &PingOptions) -> Result<PingReport> {
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))
+    let (domain, protocol) = match options.to {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))
         .context("opening a raw ICMP socket (root is needed)")?;
+    if options.to.is_ipv6() {
+        // What is read has no header that says whom it is from.
+        let to = SocketAddr::new(options.to, 0);
+        socket.connect(&to.into()).with_context(|| format!("looking for a way to {}", options.to))?;
+    }
     let mut pinger = Pinger { socket, to: options.to, identifier: std::process::id() as u16 };
     let mut report = PingReport {
         sent: 0,
@@ -82,16 +91,20 @@ enum Payload {
 
 struct Pinger {
     socket: Socket,
-    to: Ipv4Addr,
+    to: IpAddr,
     identifier: u16,
 }
 
 impl Pinger {
     /// Sends one request and waits for its answer; `None` when there is none in time.
     fn ask(&mut self, sequence: u16, payload: &[u8], deadline_ns: u64) -> Result<Option<Payload>> {
-        let message = icmp_echo(8, self.identifier, sequence, payload);
-        let to = SocketAddrV4::new(self.to, 0).into();
-        match self.socket.send_to(&message, &to) {
+        let (request, _) = self.kinds();
+        let message = icmp_echo(request, self.identifier, sequence, payload);
+        let sent = match self.to {
+            IpAddr::V4(_) => self.socket.send_to(&message, &SocketAddr::new(self.to, 0).into()),
+            IpAddr::V6(_) => self.socket.send(&message),
+        };
+        match sent {
             Ok(_) => {}
             // While a guest boots its address does not answer ARP; that is no answer, not an error.
             Err(error) if is_unreachable(&error) => {
@@ -111,14 +124,32 @@ impl Pinger {
         }
     }
 
+    /// Returns the types of a request and of its answer (RFC 792, RFC 4443).
+    fn kinds(&self) -> (u8, u8) {
+        if self.to.is_ipv4() { (8, 0) } else { (128, 129) }
+    }
+
     fn read_answer(&mut self, sequence: u16, payload: &[u8]) -> Result<Option<Payload>> {
         let mut packet = vec![0; IP_HEADER + 8 + payload.len() + 64];
-        let len = io::Read::read(&mut self.socket, &mut packet).context("reading ICMP")?;
-        let Some(message) = packet[..len].get(IP_HEADER..) else { return Ok(None) };
-        let ours = icmp_echo(0, self.identifier, sequence, payload);
-        let from = packet[12..16] == self.to.octets();
+        let len = match io::Read::read(&mut self.socket, &mut packet) {
+            // What became of a request to an address that does not answer yet.
+            Err(error) if is_unreachable(&error) => return Ok(None),
+            result => result.context("reading ICMP")?,
+        };
+        let (from, message) = match self.to {
+            IpAddr::V4(to) => (packet[12..16] == to.octets(), packet[..len].get(IP_HEADER..)),
+            // Without its header, and of the address that we are connected to.
+            IpAddr::V6(_) => (true, Some(&packet[..len])),
+        };
+        let Some(message) = message else { return Ok(None) };
+        let (_, reply) = self.kinds();
+        let mut ours = icmp_echo(reply, self.identifier, sequence, payload);
         if !from || message.len() < 8 || message[..2] != ours[..2] || message[4..8] != ours[4..8] {
             return Ok(None);
+        }
+        if self.to.is_ipv6() {
+            // The checksum also covers addresses, and Linux has verified it.
+            ours[2..4].copy_from_slice(&message[2..4]);
         }
         Ok(Some(if message == ours { Payload::Same } else { Payload::Differs }))
     }
