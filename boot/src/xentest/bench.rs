@@ -33,7 +33,9 @@ impl<'a> Bench<'a> {
             self.dom0.forget(&name);
         }
         self.dom0.shell(
-            "pkill -9 -x drayage; pkill -9 -x udhcpd; pkill -9 -f 'peer (send|ping|udp-echo|tcp-echo)'; true",
+            "killall -9 drayage udhcpd xenstore-watch; for pid in $(pidof peer); do \
+             tr '\\0' ' ' < /proc/$pid/cmdline | grep -qE '^peer (send|ping|udp-echo|tcp-echo)' && kill -9 $pid; \
+             done; true",
         )?;
         // What a daemon that was killed wanted to find again.
         self.dom0.shell(

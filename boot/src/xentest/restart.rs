@@ -23,15 +23,19 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
             name: "xen::restart::pvh_guest_does_not_notice",
-            run: |bench| killed(bench, &ours("stays", Mode::Pvh, &format!("app=echo ip={GUEST_IP}/24"))),
+            run: |bench| {
+                killed(bench, &ours("stays", Mode::Pvh, &format!("app=echo ip={GUEST_IP}/24")), 50_000_000)
+            },
         },
         Scenario {
             name: "xen::restart::pv_guest_does_not_notice",
-            run: |bench| killed(bench, &ours("stays", Mode::Pv, &format!("app=echo ip={GUEST_IP}/24"))),
+            run: |bench| {
+                killed(bench, &ours("stays", Mode::Pv, &format!("app=echo ip={GUEST_IP}/24")), 50_000_000)
+            },
         },
         Scenario {
             name: "xen::restart::linux_netfront_does_not_notice",
-            run: |bench| killed(bench, &linux("stays", Mode::Pvh, &linux_reader_script())),
+            run: |bench| killed(bench, &linux("stays", Mode::Pvh, &linux_reader_script()), 20_000_000),
         },
     ]
 }
@@ -43,9 +47,10 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn start(bench: &mut Bench) -> Result<Self> {
+    /// Starts it. The stream must last for as long as backends come and go.
+    fn start(bench: &mut Bench, bytes: u64) -> Result<Self> {
         let tcp =
-            bench.dom0.spawn(&format!("peer tcp-echo {GUEST_IP} --bytes 60000000 --timeout-ms 30000"))?;
+            bench.dom0.spawn(&format!("peer tcp-echo {GUEST_IP} --bytes {bytes} --timeout-ms 30000"))?;
         let pings = bench.dom0.spawn(&format!("peer ping {GUEST_IP} --count 100000 --interval-ms 200"))?;
         Ok(Self { tcp, pings })
     }
@@ -92,7 +97,7 @@ fn held(bench: &mut Bench, name: &str) -> Result<String> {
 }
 
 /// The backend is killed, killed again, and replaced in order, under traffic.
-fn killed(bench: &mut Bench, guest: &Guest) -> Result<()> {
+fn killed(bench: &mut Bench, guest: &Guest, bytes: u64) -> Result<()> {
     let mut daemon = Daemon::start(bench.dom0)?;
     bench.dom0.create(guest, Start::Paused)?;
     backend::attach(bench.dom0, &guest.name, GUEST_MAC, &format!("--port tap:{TAP}"))?;
@@ -105,7 +110,7 @@ fn killed(bench: &mut Bench, guest: &Guest) -> Result<()> {
          > /run/states.log"
     ))?;
     let before = held(bench, &guest.name)?;
-    let traffic = Traffic::start(bench)?;
+    let traffic = Traffic::start(bench, bytes)?;
     for _ in 0..3 {
         traffic.check(bench)?;
         daemon.kill(bench.dom0)?;
@@ -125,7 +130,7 @@ fn killed(bench: &mut Bench, guest: &Guest) -> Result<()> {
     traffic.end(bench)?;
     let after = held(bench, &guest.name)?;
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
-    let states = bench.dom0.shell("cat /run/states.log; pkill xenstore-watch; true")?;
+    let states = bench.dom0.shell("killall xenstore-watch; cat /run/states.log")?;
     ensure!(states.lines().count() == 2, "a state was written:\n{states}");
     let list = bench.dom0.shell("drayage list --json")?;
     ensure!(list.contains("\"connected\""), "{list}");
