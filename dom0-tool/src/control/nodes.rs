@@ -319,7 +319,12 @@ impl Nodes {
     /// # Errors
     /// [`StoreError`].
     pub fn frontend_state(&self, store: &impl Store) -> Result<Option<State>, StoreError> {
-        state(store, &self.frontend)
+        match state(store, &self.frontend) {
+            // A driver domain may read it while it is there; of what is missing it is told as of the home above it,
+            // which it may not look into.
+            Err(StoreError::Denied(_)) if self.keeper == Keeper::Dom0 => Ok(None),
+            result => result,
+        }
     }
 
     /// Returns the state that we wrote last; `None` when our directory is gone.
@@ -367,5 +372,56 @@ fn state(store: &impl Store, dir: &str) -> Result<Option<State>, StoreError> {
         Ok(value) => Ok(Some(State::parse(&value))),
         Err(StoreError::Missing(_)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{End, Transaction};
+
+    /// xenstore as a domain sees it that may read nothing.
+    struct Denying;
+
+    impl Store for Denying {
+        fn read(&self, _: Transaction, path: &str) -> Result<Vec<u8>, StoreError> {
+            Err(StoreError::Denied(path.into()))
+        }
+        fn write(&self, _: Transaction, path: &str, _: &str) -> Result<(), StoreError> {
+            Err(StoreError::Denied(path.into()))
+        }
+        fn make(&self, _: Transaction, path: &str) -> Result<(), StoreError> {
+            Err(StoreError::Denied(path.into()))
+        }
+        fn remove(&self, _: Transaction, path: &str) -> Result<(), StoreError> {
+            Err(StoreError::Denied(path.into()))
+        }
+        fn permit(&self, _: Transaction, path: &str, _: &[(DomainId, Permission)]) -> Result<(), StoreError> {
+            Err(StoreError::Denied(path.into()))
+        }
+        fn directory(&self, _: Transaction, path: &str) -> Result<Vec<String>, StoreError> {
+            Err(StoreError::Denied(path.into()))
+        }
+        fn watch(&self, _: &str, _: &str) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn unwatch(&self, _: &str, _: &str) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn begin(&self) -> Result<Transaction, StoreError> {
+            Ok(Transaction(1))
+        }
+        fn end(&self, _: Transaction, _: End) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_driver_domain_takes_a_frontend_that_it_may_not_read_for_one_that_is_gone() {
+        let (own, guest) = (DomainId(1), DomainId(2));
+        assert_eq!(Nodes::of_dom0(own, guest, 0).frontend_state(&Denying), Ok(None));
+        let denied = Nodes::new(own, guest, 0).frontend_state(&Denying);
+        assert!(matches!(denied, Err(StoreError::Denied(_))), "dom0 is denied nothing: {denied:?}");
+        assert_eq!(domain(&Denying, guest), Ok(None), "and it knows no names of others");
     }
 }
