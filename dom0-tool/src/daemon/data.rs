@@ -160,3 +160,23 @@ impl Drop for DataThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::thread::sched_getaffinity;
+
+    #[test]
+    fn a_thread_is_held_to_a_processor_that_there_is() {
+        let tried = std::thread::spawn(|| {
+            let allowed = sched_getaffinity(None).expect("Linux says it");
+            let cpu = (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu)).expect("we run on one");
+            pin(cpu).expect("it may run there");
+            let held = sched_getaffinity(None).expect("Linux says it");
+            assert_eq!((held.count(), held.is_set(cpu)), (1, true));
+            // More than any machine that this is tested on has, and more than the system can say.
+            assert!(pin(CpuSet::MAX_CPU - 1).is_err() && pin(usize::MAX).is_err());
+        });
+        tried.join().expect("no panic");
+    }
+}
