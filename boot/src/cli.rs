@@ -30,6 +30,8 @@ pub enum Command {
     Run(RunArgs),
     /// Shows under a real Xen what containers bring over the stock path.
     Demo(DemoArgs),
+    /// Repeats the paper's evaluation: tables, plots and a report.
+    Bench(BenchArgs),
     /// Runs every test, those under Xen included.
     Test(TestArgs),
 }
@@ -93,6 +95,55 @@ pub struct DemoArgs {
     /// Measures rows a and d in one guest mode only, with frames of all sizes.
     #[arg(long, conflicts_with = "quick")]
     pub brief: bool,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What is measured.
+    #[arg(long, value_enum, default_value_t = SuiteName::All)]
+    pub suite: SuiteName,
+    /// Writes the rows as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes plots into this folder, and a report (index.html).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Measures each point for as many of the machine's seconds, where that is longer than usual.
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<f64>,
+    /// Measures less: frames of 60 and 1514 bytes, one kind of guest.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// The suites of `bench`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SuiteName {
+    /// Every one; well under an hour on two cores.
+    All,
+    /// Reception by frame size.
+    Rx,
+    /// Transmission by frame size.
+    Tx,
+    /// Routing through a guest, by frame size.
+    Forward,
+    /// Guest to guest, by frame size.
+    Intervm,
+    /// Reception by one to six guests at once.
+    Guests,
+    /// Reception by size and policy of containers.
+    Containers,
+    /// Round trips, jitter, and how long containers are held open.
+    Latency,
+    /// Reception by placement on cores, in wall time.
+    Cores,
+    /// Operations per packet and per byte.
+    Cost,
+    /// Streams in both directions.
+    Tcp,
+    /// From creation to the first answer.
+    Boot,
 }
 
 /// Options of `test`.

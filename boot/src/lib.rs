@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod apt;
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod cpio;

@@ -31,7 +31,7 @@ pub static KINDS: &[AppKind] = &[
     },
     AppKind {
         name: "source",
-        keys: &[source::TO, source::SIZE, source::RATE, source::COUNT],
+        keys: &[source::TO, source::SIZE, source::RATE, source::COUNT, source::CONTROL],
         spread: Spread::FirstInterface,
         role: Role::Host,
         configure: source::configure,

@@ -13,6 +13,46 @@ pub const GUEST_IP: &str = "10.0.0.2";
 /// The guest's MAC.
 pub const GUEST_MAC: &str = "00:16:3e:00:00:02";
 
+/// One of the networks between dom0 and a guest; every guest of a measurement has one of its own. [`Site::FIRST`] has
+/// the addresses above.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Site(pub u8);
+
+impl Site {
+    /// The one that is there when there is only one.
+    pub const FIRST: Site = Site(0);
+
+    /// Returns dom0's address towards the guest.
+    pub fn host_ip(self) -> String {
+        format!("10.0.{}.1", self.0)
+    }
+
+    /// Returns the guest's address.
+    pub fn guest_ip(self) -> String {
+        format!("10.0.{}.2", self.0)
+    }
+
+    /// Returns the guest's MAC.
+    pub fn guest_mac(self) -> String {
+        format!("00:16:3e:00:{:02x}:02", self.0)
+    }
+
+    /// Returns the name of our backend's TAP.
+    pub fn tap(self) -> String {
+        format!("dry{}", self.0)
+    }
+
+    /// Returns the names of a veth's ends: the sender's, and the one that is in the bridge or our uplink.
+    pub fn veth(self) -> [String; 2] {
+        [format!("dry-near{}", self.0), format!("dry-far{}", self.0)]
+    }
+
+    /// Returns the name of the stock backend's bridge.
+    pub fn bridge(self) -> String {
+        format!("drayage-br{}", self.0)
+    }
+}
+
 /// Memory of a Linux guest: its kernel comes unpacked, and needs room for that beside its own.
 const LINUX_MEMORY_MIB: u32 = 256;
 
@@ -56,7 +96,13 @@ pub fn stock_vif(mac: &str) -> String {
 
 /// Returns the script of a Linux guest with a static address, an echo service and a counting reader.
 pub fn linux_reader_script() -> String {
+    reader_script(Site::FIRST)
+}
+
+/// Returns the same for another place.
+pub fn reader_script(site: Site) -> String {
+    let ip = site.guest_ip();
     format!(
-        "ip link set lo up; ip link set eth0 up; ip addr add {GUEST_IP}/24 dev eth0; peer recv & peer serve-echo"
+        "ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; peer recv & peer serve-echo"
     )
 }

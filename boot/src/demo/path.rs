@@ -9,19 +9,10 @@ use serde_json::Value;
 
 use crate::backend;
 use crate::demo::drops::device_drops;
-use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, stock_vif};
+use crate::demo::guests::{Site, stock_vif};
 use crate::demo::report::{Generator, Source};
 use crate::demo::sender::{Stream, send};
 use crate::dom0::{Dom0, Guest, Start};
-
-/// The bridge of the stock path's source `linux`.
-const BRIDGE: &str = "drayage-br";
-
-/// The TAP of our path's source `linux`.
-const TAP: &str = "dry0";
-
-/// The veth of the source `veth`: the sender's end, and the one that is in the bridge or our uplink.
-const VETH: [&str; 2] = ["dry-near", "dry-far"];
 
 /// Name of our generator in the report.
 pub const GENERATOR: &str = "drayage";
@@ -59,6 +50,7 @@ pub trait Path {
 /// Xen's stock path: netback's vif, alone or on a bridge.
 #[derive(Debug, Default)]
 pub struct Stock {
+    site: Site,
     guest: String,
     vif: String,
     bridged: bool,
@@ -66,12 +58,17 @@ pub struct Stock {
 }
 
 impl Stock {
+    /// Returns the path to a place.
+    pub fn new(site: Site) -> Self {
+        Stock { site, ..Stock::default() }
+    }
+
     /// Returns the device that packets leave dom0 by.
-    fn device(&self) -> &str {
+    fn device(&self) -> String {
         match (self.veth, self.bridged) {
-            (true, _) => VETH[0],
-            (_, true) => BRIDGE,
-            _ => &self.vif,
+            (true, _) => self.site.veth()[0].clone(),
+            (_, true) => self.site.bridge(),
+            _ => self.vif.clone(),
         }
     }
 }
@@ -79,52 +76,52 @@ impl Stock {
 impl Path for Stock {
     fn create(&mut self, dom0: &mut Dom0, guest: &Guest) -> Result<()> {
         let mut guest = guest.clone();
-        guest.vifs = vec![stock_vif(GUEST_MAC)];
+        guest.vifs = vec![stock_vif(&self.site.guest_mac())];
         dom0.create(&guest, Start::Running)?;
         self.vif = format!("vif{}.0", dom0.domain_id(&guest.name)?);
         self.guest = guest.name;
-        let vif = &self.vif;
-        dom0.shell(&format!("ip link set {vif} up && ip addr add {HOST_IP}/24 dev {vif}"))?;
-        know_guest(dom0, vif)
+        let (vif, ip) = (&self.vif, self.site.host_ip());
+        dom0.shell(&format!("ip link set {vif} up && ip addr add {ip}/24 dev {vif}"))?;
+        know_guest(dom0, self.site, vif)
     }
 
     /// Source `linux` leaves by a bridge, which takes dom0's address over; source `veth` by a veth into it.
     fn prepare(&mut self, dom0: &mut Dom0, source: Source) -> Result<()> {
+        let (ip, bridge) = (self.site.host_ip(), self.site.bridge());
         if source != Source::Direct && !self.bridged {
             let vif = &self.vif;
             dom0.shell(&format!(
-                "ip addr del {HOST_IP}/24 dev {vif} && /usr/sbin/ip link add {BRIDGE} type bridge && \
-                 /usr/sbin/ip link set {vif} master {BRIDGE} && ip link set {BRIDGE} up && \
-                 ip addr add {HOST_IP}/24 dev {BRIDGE}"
+                "ip addr del {ip}/24 dev {vif} && /usr/sbin/ip link add {bridge} type bridge && \
+                 /usr/sbin/ip link set {vif} master {bridge} && ip link set {bridge} up && \
+                 ip addr add {ip}/24 dev {bridge}"
             ))?;
-            know_guest(dom0, BRIDGE)?;
+            know_guest(dom0, self.site, &bridge)?;
             self.bridged = true;
         }
         if source == Source::Veth && !self.veth {
-            make_veth(dom0)?;
-            let [near, far] = VETH;
+            let [near, far] = make_veth(dom0, self.site)?;
             dom0.shell(&format!(
-                "/usr/sbin/ip link set {far} master {BRIDGE} && ip addr del {HOST_IP}/24 dev {BRIDGE} && \
-                 ip addr add {HOST_IP}/24 dev {near}"
+                "/usr/sbin/ip link set {far} master {bridge} && ip addr del {ip}/24 dev {bridge} && \
+                 ip addr add {ip}/24 dev {near}"
             ))?;
-            know_guest(dom0, near)?;
+            know_guest(dom0, self.site, &near)?;
             self.veth = true;
         }
         Ok(())
     }
 
     fn send(&self, dom0: &mut Dom0, _source: Source, stream: Stream) -> Result<Sent> {
-        let report = send(dom0, self.device(), stream)?;
+        let report = send(dom0, &self.device(), self.site, stream)?;
         Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
     }
 
     fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
         let mut drops = device_drops(dom0, &self.vif)?;
         if self.bridged {
-            drops.extend(device_drops(dom0, BRIDGE)?);
+            drops.extend(device_drops(dom0, &self.site.bridge())?);
         }
         if self.veth {
-            drops.extend(veth_drops(dom0)?);
+            drops.extend(veth_drops(dom0, self.site)?);
         }
         Ok(drops)
     }
@@ -132,32 +129,50 @@ impl Path for Stock {
     fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()> {
         dom0.destroy(&self.guest)?;
         if self.bridged {
-            dom0.shell(&format!("/usr/sbin/ip link del {BRIDGE}"))?;
+            dom0.shell(&format!("/usr/sbin/ip link del {}", self.site.bridge()))?;
         }
         if self.veth {
-            dom0.shell(&format!("/usr/sbin/ip link del {}", VETH[0]))?;
+            dom0.shell(&format!("/usr/sbin/ip link del {}", self.site.veth()[0]))?;
         }
         Ok(())
     }
 }
 
+/// Whether containers are offered to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Containers {
+    /// They are.
+    On,
+    /// Plain netif is spoken.
+    Off,
+}
+
 /// Our path: a guest attached to the daemon, which has a TAP, or one end of a veth as a packet socket.
 #[derive(Debug)]
 pub struct Ours {
+    site: Site,
     guest: String,
-    containers: &'static str,
+    containers: Containers,
     veth: bool,
+    /// Further options of `drayage attach`.
+    options: String,
 }
 
 impl Ours {
-    /// Offers containers to the guest.
-    pub fn with_containers() -> Self {
-        Ours { guest: String::new(), containers: "on", veth: false }
+    /// Returns the path to a place.
+    pub fn new(site: Site, containers: Containers) -> Self {
+        Ours { site, guest: String::new(), containers, veth: false, options: String::new() }
     }
 
-    /// Speaks plain netif.
-    pub fn without_containers() -> Self {
-        Ours { guest: String::new(), containers: "off", veth: false }
+    /// Returns the same path with further options of `drayage attach`.
+    pub fn with_options(self, options: &str) -> Self {
+        Ours { options: options.to_owned(), ..self }
+    }
+
+    fn attach(&self, dom0: &mut Dom0, port: &str) -> Result<()> {
+        let containers = if self.containers == Containers::On { "on" } else { "off" };
+        let options = format!("--port {port} --containers {containers} {}", self.options);
+        backend::attach(dom0, &self.guest, &self.site.guest_mac(), &options)
     }
 }
 
@@ -165,27 +180,26 @@ impl Path for Ours {
     fn create(&mut self, dom0: &mut Dom0, guest: &Guest) -> Result<()> {
         dom0.create(guest, Start::Paused)?;
         self.guest.clone_from(&guest.name);
-        let options = format!("--port tap:{TAP} --containers {}", self.containers);
-        backend::attach(dom0, &guest.name, GUEST_MAC, &options)?;
+        let (tap, ip) = (self.site.tap(), self.site.host_ip());
+        self.attach(dom0, &format!("tap:{tap}"))?;
         dom0.shell(&format!(
-            "ip link set {TAP} up && {{ ip addr show dev {TAP} | grep -q ' {HOST_IP}/' || \
-             ip addr add {HOST_IP}/24 dev {TAP}; }}"
+            "ip link set {tap} up && {{ ip addr show dev {tap} | grep -q ' {ip}/' || \
+             ip addr add {ip}/24 dev {tap}; }}"
         ))?;
-        know_guest(dom0, TAP)?;
+        know_guest(dom0, self.site, &tap)?;
         dom0.unpause(&guest.name)
     }
 
     /// Source `veth` needs another uplink: the guest is attached to it while it runs.
     fn prepare(&mut self, dom0: &mut Dom0, source: Source) -> Result<()> {
         if source == Source::Veth && !self.veth {
-            make_veth(dom0)?;
-            let [near, far] = VETH;
+            let [near, far] = make_veth(dom0, self.site)?;
             backend::detach(dom0, &self.guest)?;
-            let options = format!("--port packet:{far} --containers {}", self.containers);
-            backend::attach(dom0, &self.guest, GUEST_MAC, &options)?;
+            self.attach(dom0, &format!("packet:{far}"))?;
             // The TAP went with its last guest, and its address with it.
-            dom0.shell(&format!("ip addr add {HOST_IP}/24 dev {near}"))?;
-            know_guest(dom0, near)?;
+            let ip = self.site.host_ip();
+            dom0.shell(&format!("ip addr add {ip}/24 dev {near}"))?;
+            know_guest(dom0, self.site, &near)?;
             self.veth = true;
         }
         Ok(())
@@ -193,10 +207,11 @@ impl Path for Ours {
 
     fn send(&self, dom0: &mut Dom0, source: Source, stream: Stream) -> Result<Sent> {
         match source {
-            Source::Direct => generate(dom0, &self.guest, stream),
+            Source::Direct => generate(dom0, &self.guest, self.site, stream),
             Source::Linux | Source::Veth => {
-                let device = if source == Source::Veth { VETH[0] } else { TAP };
-                let report = send(dom0, device, stream)?;
+                let [near, _] = self.site.veth();
+                let device = if source == Source::Veth { near } else { self.site.tap() };
+                let report = send(dom0, &device, self.site, stream)?;
                 Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
             }
         }
@@ -204,7 +219,8 @@ impl Path for Ours {
 
     fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
         let stats = backend::stats(dom0)?;
-        let mut drops = if self.veth { veth_drops(dom0)? } else { device_drops(dom0, TAP)? };
+        let mut drops =
+            if self.veth { veth_drops(dom0, self.site)? } else { device_drops(dom0, &self.site.tap())? };
         drops.extend(daemon_drops(&stats, &self.guest)?);
         drops.push(("the uplink's ring".to_owned(), uplink_drops(&stats)?));
         Ok(drops)
@@ -215,23 +231,24 @@ impl Path for Ours {
         // A domain of the same name has another UUID: what was remembered for this one is of no use.
         dom0.attempt(&format!("drayage detach {}", self.guest))?;
         if self.veth {
-            dom0.shell(&format!("/usr/sbin/ip link del {}", VETH[0]))?;
+            dom0.shell(&format!("/usr/sbin/ip link del {}", self.site.veth()[0]))?;
         }
         Ok(())
     }
 }
 
-fn make_veth(dom0: &mut Dom0) -> Result<()> {
-    let [near, far] = VETH;
+fn make_veth(dom0: &mut Dom0, site: Site) -> Result<[String; 2]> {
+    let [near, far] = site.veth();
     dom0.shell(&format!(
         "/usr/sbin/ip link add {near} type veth peer name {far} && ip link set {near} up && ip link set {far} up"
-    ))
-    .map(drop)
+    ))?;
+    Ok([near, far])
 }
 
-fn veth_drops(dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
-    let mut drops = device_drops(dom0, VETH[0])?;
-    drops.extend(device_drops(dom0, VETH[1])?);
+fn veth_drops(dom0: &mut Dom0, site: Site) -> Result<Vec<(String, u64)>> {
+    let [near, far] = site.veth();
+    let mut drops = device_drops(dom0, &near)?;
+    drops.extend(device_drops(dom0, &far)?);
     Ok(drops)
 }
 
@@ -243,16 +260,14 @@ fn uplink_drops(stats: &Value) -> Result<u64> {
 
 /// Tells dom0 the guest's MAC: it would ask for it once a second while the guest boots, and boots
 /// take less than that.
-fn know_guest(dom0: &mut Dom0, device: &str) -> Result<()> {
-    dom0.shell(&format!(
-        "/usr/sbin/ip neigh replace {GUEST_IP} lladdr {GUEST_MAC} dev {device} nud permanent"
-    ))
-    .map(drop)
+fn know_guest(dom0: &mut Dom0, site: Site, device: &str) -> Result<()> {
+    let (ip, mac) = (site.guest_ip(), site.guest_mac());
+    dom0.shell(&format!("/usr/sbin/ip neigh replace {ip} lladdr {mac} dev {device} nud permanent")).map(drop)
 }
 
 /// Measures what our generator costs alone, into a port that only fills containers.
 pub fn measure_generator(dom0: &mut Dom0, frame_bytes: usize, count: u64) -> Result<Generator> {
-    let sent = generate(dom0, "sink", Stream { frame_bytes, count, rate: None })?;
+    let sent = generate(dom0, "sink", Site::FIRST, Stream { frame_bytes, count, rate: None })?;
     Ok(Generator {
         name: GENERATOR.to_owned(),
         frame_bytes,
@@ -260,11 +275,12 @@ pub fn measure_generator(dom0: &mut Dom0, frame_bytes: usize, count: u64) -> Res
     })
 }
 
-fn generate(dom0: &mut Dom0, to: &str, stream: Stream) -> Result<Sent> {
+fn generate(dom0: &mut Dom0, to: &str, site: Site, stream: Stream) -> Result<Sent> {
     let Stream { frame_bytes, count, rate } = stream;
     let rate = rate.map(|rate| format!(" --rate {rate}")).unwrap_or_default();
+    let (ip, source) = (site.guest_ip(), site.host_ip());
     let command = format!(
-        "drayage generate --to {to} --ip {GUEST_IP} --source-ip {HOST_IP} --frame-bytes {frame_bytes} \
+        "drayage generate --to {to} --ip {ip} --source-ip {source} --frame-bytes {frame_bytes} \
          --count {count}{rate} --json"
     );
     dom0.json(&command, GENERATION)

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use drayage_peer::query::word;
 use drayage_peer::report::RecvReport;
 
-use crate::demo::guests::GUEST_IP;
+use crate::agent::Process;
+use crate::backend;
 use crate::dom0::{Dom0, parse_last_line};
 
 /// UDP port on which `sink` tells its counters.
@@ -21,15 +22,28 @@ const REPORT: Duration = Duration::from_secs(20);
 pub enum Reader {
     /// `peer recv` in a Linux guest of this name.
     Linux(String),
-    /// `app=sink` of our guest.
-    Sink,
+    /// `app=sink` of our guest with this address.
+    Sink(String),
+    /// `peer recv` in dom0 itself, printing to [`HOST_LOG`].
+    Host,
+    /// A counter of packets in a file of dom0's.
+    Counter(String),
+    /// What the daemon has sent to an uplink of this name.
+    Uplink(String),
 }
+
+/// Where the reader in dom0 prints.
+pub const HOST_LOG: &str = "/run/reader.log";
+
+/// Questions before a counter that goes on counts as restless.
+const PATIENCE: usize = 200;
 
 /// A reader that was told to begin.
 #[derive(Debug)]
 pub struct Reading<'a> {
     reader: &'a Reader,
-    console_at: u64,
+    /// Where it was when it began: an offset, or a count.
+    at: u64,
 }
 
 /// What a reader read.
@@ -48,14 +62,16 @@ pub struct Arrived {
 impl Reader {
     /// Begins to count.
     pub fn begin(&self, dom0: &mut Dom0) -> Result<Reading<'_>> {
-        let console_at = match self {
+        let at = match self {
             Reader::Linux(name) => dom0.console_len(name)?,
-            Reader::Sink => {
-                dom0.shell(&format!("peer query {GUEST_IP} --port {SINK_CONTROL_PORT} --text reset"))?;
+            Reader::Sink(ip) => {
+                dom0.shell(&format!("peer query {ip} --port {SINK_CONTROL_PORT} --text reset"))?;
                 0
             }
+            Reader::Host => file_len(dom0, HOST_LOG)?,
+            Reader::Counter(_) | Reader::Uplink(_) => self.count(dom0)?,
         };
-        Ok(Reading { reader: self, console_at })
+        Ok(Reading { reader: self, at })
     }
 }
 
@@ -65,26 +81,83 @@ impl Reading<'_> {
         match self.reader {
             Reader::Linux(name) => {
                 let (line, _) = dom0
-                    .await_console(name, self.console_at, &["\"packets\":"], REPORT)
+                    .await_console(name, self.at, &["\"packets\":"], REPORT)
                     .context("the reader in the Linux guest (did no packet arrive?)")?;
-                let report: RecvReport = parse_last_line(&line)?;
-                Ok(Arrived {
-                    packets: report.packets,
-                    span_ns: report.span_ns,
-                    lost: vec![
-                        ("full socket".into(), report.socket_full),
-                        ("bad datagram".into(), report.socket_errors),
-                    ],
-                    packets_per_container: 1.0,
-                })
+                of_report(&line)
             }
-            Reader::Sink => {
+            Reader::Host => {
+                let found = dom0.agent().await_line(HOST_LOG, self.at, &["\"packets\":"], REPORT)?;
+                let (line, _) = found.context("the reader in dom0 (did no packet arrive?)")?;
+                of_report(&line)
+            }
+            Reader::Counter(_) | Reader::Uplink(_) => {
+                let packets = self.reader.settled(dom0)? - self.at;
+                Ok(Arrived { packets, packets_per_container: 1.0, ..Arrived::default() })
+            }
+            Reader::Sink(ip) => {
                 let question =
-                    format!("peer query {GUEST_IP} --port {SINK_CONTROL_PORT} --text stats --still packets");
+                    format!("peer query {ip} --port {SINK_CONTROL_PORT} --text stats --still packets");
                 parse_sink(dom0.shell(&question)?.trim())
             }
         }
     }
+}
+
+impl Reader {
+    /// Starts the reader in dom0, if this is that.
+    pub fn start(&self, dom0: &mut Dom0) -> Result<Option<Process>> {
+        match self {
+            Reader::Host => dom0.spawn(&format!("exec peer recv > {HOST_LOG}")).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn count(&self, dom0: &mut Dom0) -> Result<u64> {
+        match self {
+            Reader::Counter(file) => {
+                let text = dom0.shell(&format!("cat {file}"))?;
+                text.trim().parse().with_context(|| format!("{file} has {text:?}"))
+            }
+            Reader::Uplink(name) => {
+                let stats = backend::stats(dom0)?;
+                let uplinks = stats["uplinks"].as_array().context("drayage stats has no uplinks")?;
+                let uplink = uplinks.iter().find(|uplink| uplink["port"] == **name);
+                let uplink = uplink.with_context(|| format!("drayage stats has no uplink {name:?}"))?;
+                uplink["sent"].as_u64().context("drayage stats has no count of sent frames")
+            }
+            _ => bail!("{self:?} is no counter"),
+        }
+    }
+
+    /// Returns a counter once it stands still.
+    fn settled(&self, dom0: &mut Dom0) -> Result<u64> {
+        let mut last = self.count(dom0)?;
+        for _ in 0..PATIENCE {
+            dom0.shell("usleep 20000")?;
+            let count = self.count(dom0)?;
+            if count == last {
+                return Ok(count);
+            }
+            last = count;
+        }
+        bail!("{self:?} does not stand still")
+    }
+}
+
+fn file_len(dom0: &mut Dom0, path: &str) -> Result<u64> {
+    let text = dom0.shell(&format!("stat -c %s {path}"))?;
+    text.trim().parse().with_context(|| format!("length of {path}: {text:?}"))
+}
+
+/// Reads what `peer recv` prints.
+fn of_report(line: &str) -> Result<Arrived> {
+    let report: RecvReport = parse_last_line(line)?;
+    Ok(Arrived {
+        packets: report.packets,
+        span_ns: report.span_ns,
+        lost: vec![("full socket".into(), report.socket_full), ("bad datagram".into(), report.socket_errors)],
+        packets_per_container: 1.0,
+    })
 }
 
 /// Reads the line in which `sink` tells its counters.

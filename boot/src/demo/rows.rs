@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 
 use crate::backend::Daemon;
 use crate::demo::greeting::{Names, greet};
-use crate::demo::guests::{GUEST_IP, linux, linux_reader_script, ours};
-use crate::demo::path::{Ours, Path, Stock, measure_generator};
+use crate::demo::guests::{GUEST_IP, Site, linux, linux_reader_script, ours};
+use crate::demo::path::{Containers, Ours, Path, Stock, measure_generator};
 use crate::demo::reader::Reader;
 use crate::demo::report::{Generator, Report, Run, Source};
 use crate::demo::search::{Found, Measurement, highest_rate};
@@ -127,7 +127,7 @@ pub fn measure(dom0: &mut Dom0, plan: &Plan, outcome: &mut Outcome) -> Result<()
         note_generator(measure_generator(dom0, *frame_bytes, plan.packets)?, outcome);
     }
     for mode in &plan.modes {
-        answer(dom0, *mode, Box::new(Ours::with_containers()), "drayage", outcome)?;
+        answer(dom0, *mode, Box::new(Ours::new(Site::FIRST, Containers::On)), "drayage", outcome)?;
         for row in [Row::C, Row::D] {
             if plan.has(row) {
                 our_row(dom0, plan, row, *mode, outcome)?;
@@ -200,11 +200,18 @@ fn answer(
 fn our_row(dom0: &mut Dom0, plan: &Plan, row: Row, mode: Mode, outcome: &mut Outcome) -> Result<()> {
     let mut path: Box<dyn Path> = match row {
         Row::A | Row::B => Box::new(Stock::default()),
-        Row::C => Box::new(Ours::without_containers()),
-        Row::D => Box::new(Ours::with_containers()),
+        Row::C => Box::new(Ours::new(Site::FIRST, Containers::Off)),
+        Row::D => Box::new(Ours::new(Site::FIRST, Containers::On)),
     };
     path.create(dom0, &ours("counter", mode, &format!("app=sink ip={GUEST_IP}/24")))?;
-    let runs = streams(dom0, plan, Line { row, mode }, &Reader::Sink, path.as_mut(), outcome)?;
+    let runs = streams(
+        dom0,
+        plan,
+        Line { row, mode },
+        &Reader::Sink(Site::FIRST.guest_ip()),
+        path.as_mut(),
+        outcome,
+    )?;
     outcome.report.runs.extend(runs);
     path.end(dom0)
 }
@@ -249,7 +256,8 @@ fn streams(
     Ok(runs)
 }
 
-fn one_stream(
+/// Sends one stream, and returns what came of it.
+pub fn one_stream(
     dom0: &mut Dom0,
     path: &dyn Path,
     reader: &Reader,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use drayage_peer::report::SendReport;
 
-use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP};
+use crate::demo::guests::Site;
 use crate::demo::report::Generator;
 use crate::dom0::Dom0;
 
@@ -27,14 +27,19 @@ pub struct Stream {
 }
 
 /// Sends a stream to the guest out of a device.
-pub fn send(dom0: &mut Dom0, device: &str, stream: Stream) -> Result<SendReport> {
+pub fn send(dom0: &mut Dom0, device: &str, site: Site, stream: Stream) -> Result<SendReport> {
+    dom0.json(&command(device, site, stream), STREAM)
+}
+
+/// Returns the command that sends a stream.
+pub fn command(device: &str, site: Site, stream: Stream) -> String {
     let Stream { frame_bytes, count, rate } = stream;
     let rate = rate.map(|rate| format!(" --rate {rate}")).unwrap_or_default();
-    let command = format!(
-        "peer send --dev {device} --dst-mac {GUEST_MAC} --dst-ip {GUEST_IP} --src-ip {HOST_IP} \
-         --frame {frame_bytes} --count {count}{rate}"
-    );
-    dom0.json(&command, STREAM)
+    let (mac, to, from) = (site.guest_mac(), site.guest_ip(), site.host_ip());
+    format!(
+        "peer send --dev {device} --dst-mac {mac} --dst-ip {to} --src-ip {from} --frame {frame_bytes} \
+         --count {count}{rate}"
+    )
 }
 
 /// Measures what the sender costs alone, into a device that throws everything away.
@@ -43,7 +48,7 @@ pub fn measure_alone(dom0: &mut Dom0, frame_bytes: usize, count: u64) -> Result<
     dom0.shell(&format!(
         "[ -e /sys/class/net/{DEVICE} ] || /usr/sbin/ip link add {DEVICE} type dummy; ip link set {DEVICE} up"
     ))?;
-    let report = send(dom0, DEVICE, Stream { frame_bytes, count, rate: None })?;
+    let report = send(dom0, DEVICE, Site::FIRST, Stream { frame_bytes, count, rate: None })?;
     Ok(Generator {
         name: NAME.to_owned(),
         frame_bytes,

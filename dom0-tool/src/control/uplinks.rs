@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::error::{Failure, FailureKind};
 use super::plane::DataPlane;
 use crate::port::Uplink;
+use crate::port::discard::Discard;
 use crate::port::packet::Packet;
 use crate::port::spec::PortSpec;
 use crate::port::tap::{self, Opened, Origin, Tap};
@@ -122,7 +123,11 @@ fn open(spec: &PortSpec) -> Result<(Box<dyn Uplink>, u16, Origin), Failure> {
     Ok(match spec {
         PortSpec::Tap(spec) => {
             let Opened { tap, mtu, origin } = Tap::open(spec)?;
-            (Box::new(tap), mtu, origin)
+            let link: Box<dyn Uplink> = Box::new(tap);
+            match spec.discard {
+                Some(address) => (Box::new(Discard::new(link, address)), mtu, origin),
+                None => (link, mtu, origin),
+            }
         }
         PortSpec::Packet(spec) => {
             let (packet, mtu) = Packet::open(spec)?;

@@ -5,6 +5,7 @@
 
 mod bpf;
 mod device;
+pub mod discard;
 pub mod generator;
 mod mapping;
 mod outbox;

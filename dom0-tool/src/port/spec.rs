@@ -1,11 +1,14 @@
-//! How people name a port: `tap:NAME[,bridge=BRIDGE]`, `packet:DEVICE` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
+//! How people name a port: `tap:NAME[,bridge=BRIDGE][,discard=ADDRESS]`, `packet:DEVICE` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
 //!
 //! It knows text only.
+
+use std::net::Ipv4Addr;
 
 use super::device::IFNAMSIZ;
 
 /// What the name of a port may be, for help texts and errors.
-pub const SYNTAX: &str = "tap:NAME[,bridge=BRIDGE], packet:DEVICE or xdp:DEVICE[,queue=N][,mode=MODE]";
+pub const SYNTAX: &str =
+    "tap:NAME[,bridge=BRIDGE][,discard=ADDRESS], packet:DEVICE or xdp:DEVICE[,queue=N][,mode=MODE]";
 
 /// An uplink, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct TapSpec {
     pub name: String,
     /// The bridge that it is to join.
     pub bridge: Option<String>,
+    /// An address beside it whose packets are thrown away, to measure what guests can send.
+    pub discard: Option<Ipv4Addr>,
 }
 
 /// A device by a packet socket.
@@ -100,10 +105,14 @@ fn parse(text: &str) -> Result<PortSpec, String> {
     let mut settings = parts.map(|part| part.split_once('=').ok_or_else(|| no_setting(part, kind)));
     match kind {
         "tap" => {
-            let mut spec = TapSpec { name, bridge: None };
+            let mut spec = TapSpec { name, bridge: None, discard: None };
             for setting in settings {
                 match setting? {
                     ("bridge", bridge) => spec.bridge = Some(device(bridge)?),
+                    ("discard", address) => {
+                        let parsed = address.parse();
+                        spec.discard = Some(parsed.map_err(|_| format!("{address:?} is no IPv4 address"))?);
+                    }
                     (key, value) => return Err(no_setting(&format!("{key}={value}"), kind)),
                 }
             }
@@ -160,7 +169,8 @@ impl std::fmt::Display for PortSpec {
 impl std::fmt::Display for TapSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "tap:{}", self.name)?;
-        self.bridge.as_ref().map_or(Ok(()), |bridge| write!(f, ",bridge={bridge}"))
+        self.bridge.as_ref().map_or(Ok(()), |bridge| write!(f, ",bridge={bridge}"))?;
+        self.discard.map_or(Ok(()), |address| write!(f, ",discard={address}"))
     }
 }
 
@@ -192,6 +202,7 @@ mod tests {
         for text in [
             "tap:dry0",
             "tap:a-b_c.9,bridge=br0",
+            "tap:a,discard=10.0.0.9",
             "packet:eth0",
             "xdp:eth0",
             "xdp:eth0,queue=3",

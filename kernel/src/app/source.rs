@@ -1,11 +1,14 @@
 //! `app=source`: sends datagrams of one size to one address, at a rate or as fast as they leave. Each starts
-//! with its number, so that a receiver can tell what it missed.
+//! with its number, so that a receiver can tell what it missed. What to send is said on the command line, or, with
+//! `control=`, by datagrams: `send to=… size=… count=… rate=…` begins a stream, anything else asks how far it is.
 
 use alloc::boxed::Box;
+use core::fmt::{self, Write};
 use core::net::SocketAddr;
 
-use smoltcp::wire::IpEndpoint;
+use smoltcp::wire::{IpAddress, IpEndpoint};
 
+use super::line::Line;
 use super::{App, Next, Starter};
 use crate::net::{Net, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
@@ -19,6 +22,9 @@ pub(super) const RATE: Key =
     Key { name: "rate", form: "packets per second, up to 100000000; 0 for no limit" };
 pub(super) const COUNT: Key = Key { name: "count", form: "a number of packets; 0 for no end" };
 
+pub(super) const CONTROL: Key =
+    Key { name: "control", form: "a UDP port that takes orders, in place of to, size, rate and count" };
+
 /// The port that datagrams come from.
 const LOCAL_PORT: u16 = 4000;
 const ETHERNET_AND_UDP_BYTES: usize = 14 + 8;
@@ -29,8 +35,24 @@ const NUMBER_BYTES: usize = 8;
 /// How far apart two wake-ups are at least: at high rates every one sends several datagrams.
 const TICK_NS: u64 = 200_000;
 const SECOND_NS: u64 = 1_000_000_000;
+/// Requests that are answered in one turn.
+const ANSWERS: usize = 8;
 
 pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
+    if let Some(port) = words.port(&CONTROL)? {
+        for key in [&TO, &SIZE, &RATE, &COUNT] {
+            if words.get(key).is_some() {
+                return Err(words.wrong_with(key, "nothing, because control= takes orders"));
+            }
+        }
+        return Ok(Box::new(move |net| {
+            let name = net.name();
+            net.print(format_args!("source: {name}: orders on udp port {port}"));
+            let udp = net.open_udp(LOCAL_PORT);
+            let control = Some(net.open_udp(port));
+            Box::new(Source { plan: Plan::NONE, udp, control, sent: 0, state: State::Sent { in_ns: 0 } })
+        }));
+    }
     let to =
         words.endpoint(&TO)?.ok_or(SettingError::Missing { app: "source", key: TO.name, form: TO.form })?;
     let headers = ETHERNET_AND_UDP_BYTES + if to.is_ipv4() { IPV4_BYTES } else { IPV6_BYTES };
@@ -44,7 +66,13 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
     };
     Ok(Box::new(move |net| {
         announce(net, to, size, plan);
-        Box::new(Source { plan, udp: net.open_udp(LOCAL_PORT), sent: 0, state: State::Waiting })
+        Box::new(Source {
+            plan,
+            udp: net.open_udp(LOCAL_PORT),
+            control: None,
+            sent: 0,
+            state: State::Waiting,
+        })
     }))
 }
 
@@ -64,9 +92,41 @@ struct Plan {
     count: u64,
 }
 
+impl Plan {
+    const NONE: Self = Self {
+        to: IpEndpoint { addr: IpAddress::v4(0, 0, 0, 0), port: 0 },
+        payload_bytes: 0,
+        rate: 0,
+        count: 0,
+    };
+
+    /// Reads an order's words; `None` when one of them makes no sense, or there is no destination.
+    fn ordered(words: &str) -> Option<Self> {
+        let (mut to, mut size, mut plan) = (None, None, Self { count: 1, ..Self::NONE });
+        for word in words.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=')?;
+            match key {
+                "to" => to = Some(value.parse::<SocketAddr>().ok().filter(|to| to.port() != 0)?),
+                "size" => size = Some(value.parse::<usize>().ok().filter(|size| *size <= 1514)?),
+                "rate" => plan.rate = value.parse().ok().filter(|rate| *rate <= 100_000_000)?,
+                "count" => plan.count = value.parse().ok()?,
+                _ => return None,
+            }
+        }
+        let to = to?;
+        let headers = ETHERNET_AND_UDP_BYTES + if to.is_ipv4() { IPV4_BYTES } else { IPV6_BYTES };
+        plan.to = to.into();
+        plan.payload_bytes =
+            size.unwrap_or(60).checked_sub(headers).filter(|bytes| *bytes >= NUMBER_BYTES)?;
+        Some(plan)
+    }
+}
+
 struct Source {
     plan: Plan,
     udp: UdpHandle,
+    /// Where orders come from.
+    control: Option<UdpHandle>,
     sent: u64,
     state: State,
 }
@@ -88,6 +148,7 @@ impl App for Source {
         let now_ns = net.now_ns();
         // Answers, if any come, would fill the socket and be counted as lost.
         while net.udp(self.udp).receive().is_some() {}
+        self.take_orders(net);
         match self.state {
             State::Waiting => {
                 if net.source_address(self.plan.to.addr).is_some() && self.queue(net) {
@@ -103,7 +164,7 @@ impl App for Source {
                 Next::OnTraffic
             }
             State::Sending { since_ns } => self.send_due(net, since_ns),
-            State::Sent { .. } => Next::Done,
+            State::Sent { .. } => self.after_all(),
         }
     }
 
@@ -127,6 +188,39 @@ impl App for Source {
 }
 
 impl Source {
+    /// Returns what follows a stream's end: the guest's, or another order.
+    fn after_all(&self) -> Next {
+        if self.control.is_some() { Next::OnTraffic } else { Next::Done }
+    }
+
+    fn take_orders(&mut self, net: &mut Net<'_>) {
+        let Some(control) = self.control else { return };
+        for _ in 0..ANSWERS {
+            let mut udp = net.udp(control);
+            let Some(request) = udp.receive() else { return };
+            if request.to.is_none() {
+                continue;
+            }
+            let answer = request.answer();
+            let order = core::str::from_utf8(request.bytes).unwrap_or_default().trim_ascii();
+            let order = order.strip_prefix("send ").map(Plan::ordered);
+            let mut line = Line::default();
+            // The line has room for the longest numbers.
+            let _ = match order {
+                Some(None) => write!(line, "not understood"),
+                // A stream under way is not ended by another one's order, which may be a repetition of its own.
+                Some(Some(_)) if !matches!(self.state, State::Sent { .. }) => write!(line, "busy"),
+                Some(Some(plan)) => {
+                    (self.plan, self.sent, self.state) = (plan, 0, State::Waiting);
+                    write!(line, "started")
+                }
+                None => write!(line, "{}", Progress { sent: self.sent, state: self.state }),
+            };
+            // Someone who asks faster than answers leave gets fewer of them.
+            let _ = net.udp(control).send(line.as_bytes(), answer);
+        }
+    }
+
     fn send_due(&mut self, net: &mut Net<'_>, since_ns: u64) -> Next {
         let elapsed_ns = net.now_ns() - since_ns;
         let due = match self.plan.rate {
@@ -145,7 +239,7 @@ impl Source {
                 return Next::OnTraffic;
             }
             self.state = State::Sent { in_ns: elapsed_ns };
-            return Next::Done;
+            return self.after_all();
         }
         let next_ns = u128::from(self.sent) * u128::from(SECOND_NS) / u128::from(self.plan.rate.max(1));
         let next_ns = u64::try_from(next_ns).unwrap_or(u64::MAX).max(elapsed_ns + TICK_NS);
@@ -169,5 +263,21 @@ impl Source {
         let queued = net.udp(self.udp).send_with(self.plan.payload_bytes, self.plan.to, fill);
         self.sent += u64::from(queued.is_ok());
         queued.is_ok()
+    }
+}
+
+/// How far a stream is, in one line of `key=value` words.
+struct Progress {
+    sent: u64,
+    state: State,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (done, in_ns) = match self.state {
+            State::Sent { in_ns } => (1, in_ns),
+            _ => (0, 0),
+        };
+        write!(f, "sent={} done={done} elapsed_ns={in_ns}", self.sent)
     }
 }

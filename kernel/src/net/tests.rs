@@ -313,6 +313,42 @@ fn source_finds_its_neighbour_keeps_its_rate_and_ends() {
 }
 
 #[test]
+fn source_takes_orders_one_after_another() {
+    let mut bench = Bench::new("app=source ip=10.0.0.2/24 control=11");
+    let (control, data) = (bench.host.udp(5000), bench.host.udp(9));
+    let ask = |bench: &mut Bench, text: &str| {
+        bench.host.sockets.get_mut::<udp::Socket>(control).send_slice(text.as_bytes(), (v4(), 11)).unwrap();
+        bench.until(|bench| bench.host.sockets.get_mut::<udp::Socket>(control).can_recv());
+        let (bytes, _) = bench.host.sockets.get_mut::<udp::Socket>(control).recv().unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    };
+    assert_eq!(ask(&mut bench, "stats"), "sent=0 done=1 elapsed_ns=0");
+    for bad in
+        ["send size=60", "send to=10.0.0.1:9 size=49", "send to=10.0.0.1:9 speed=3", "send to=10.0.0.1:0"]
+    {
+        assert_eq!(ask(&mut bench, bad), "not understood", "{bad}");
+    }
+    for size in [60, 1514] {
+        assert_eq!(
+            ask(&mut bench, &alloc::format!("send to=10.0.0.1:9 size={size} count=300 rate=0\n")),
+            "started"
+        );
+        bench.run(50);
+        let progress = ask(&mut bench, "stats");
+        assert!(progress.starts_with("sent=300 done=1 elapsed_ns="), "{progress}");
+        let mut seen = 0;
+        while let Ok((bytes, _)) = bench.host.sockets.get_mut::<udp::Socket>(data).recv() {
+            assert_eq!(bytes.len(), size - 42);
+            assert_eq!(u64::from_be_bytes(bytes[..8].try_into().unwrap()), seen);
+            seen += 1;
+        }
+        assert_eq!(seen, 300);
+    }
+    assert_eq!(ask(&mut bench, "send to=10.0.0.1:9 size=60 count=100000 rate=1000"), "started");
+    assert_eq!(ask(&mut bench, "send to=10.0.0.1:9"), "busy");
+}
+
+#[test]
 fn an_idle_guest_sleeps_without_end_and_stops_when_asked() {
     let settings = Settings::parse("app=sink ip=10.0.0.2/24,fd00::2/64").unwrap();
     let (guest, peer) = wire();

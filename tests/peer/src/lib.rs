@@ -9,6 +9,7 @@ pub mod echo;
 pub mod frame;
 pub mod init;
 pub mod offload;
+pub mod orders;
 pub mod ping;
 pub mod processes;
 pub mod protocol;

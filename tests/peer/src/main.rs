@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use drayage_peer::frame::{UdpFlow, parse_mac};
-use drayage_peer::ping::{PingOptions, Stop};
+use drayage_peer::ping::{Pace, PingOptions, Stop};
 use drayage_peer::recv::RecvOptions;
 use drayage_peer::send::SendOptions;
-use drayage_peer::{agent, echo, init, offload, ping, query, recv, remote, send, sys};
+use drayage_peer::{agent, echo, init, offload, orders, ping, query, recv, remote, send, sys};
 use serde::Serialize;
 
 /// Traffic and control inside the test bed's machines.
@@ -121,6 +121,14 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         interval_ms: u64,
     },
+    /// Sends what datagrams to a port order, and tells them how far it is.
+    ServeSend {
+        /// UDP port for orders.
+        #[arg(long, default_value_t = 11)]
+        orders: u16,
+        #[command(flatten)]
+        send: SendArgs,
+    },
     /// Serves UDP and TCP echo.
     ServeEcho {
         /// Port.
@@ -213,6 +221,9 @@ struct PingArgs {
     /// Stops at the first answer.
     #[arg(long)]
     until_answered: bool,
+    /// Waits out the interval after an answer, too.
+    #[arg(long)]
+    spaced: bool,
 }
 
 /// Reads NAME=on or NAME=off.
@@ -277,6 +288,7 @@ fn run(command: Command) -> Result<()> {
             payload_bytes: args.bytes,
             interval_ms: args.interval_ms,
             stop: if args.until_answered { Stop::AtFirstAnswer } else { Stop::AfterAll },
+            pace: if args.spaced { Pace::Spaced } else { Pace::AtOnce },
         })?),
         Command::UdpEcho { to, port, count, bytes } => print(&echo::udp_client(to, port, count, bytes)?),
         Command::TcpEcho { to, port, bytes, seed, timeout_ms } => {
@@ -287,6 +299,7 @@ fn run(command: Command) -> Result<()> {
             writeln!(io::stdout(), "{}", query::ask(&question)?)?;
             Ok(())
         }
+        Command::ServeSend { orders, send } => orders::serve(orders, &send_options(send)),
         Command::ServeEcho { port } => echo::serve(port),
     }
 }

@@ -28,6 +28,17 @@ pub struct PingOptions {
     pub interval_ms: u64,
     /// When to stop.
     pub stop: Stop,
+    /// When the next request is sent.
+    pub pace: Pace,
+}
+
+/// When a ping sends its next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Once the last one is answered, or its time is up.
+    AtOnce,
+    /// When its time is up.
+    Spaced,
 }
 
 /// When a ping stops.
@@ -60,7 +71,11 @@ pub fn ping(options: &PingOptions) -> Result<PingReport> {
         first_answer_ns: None,
         min_rtt_ns: None,
         max_rtt_ns: None,
+        median_rtt_ns: None,
+        p99_rtt_ns: None,
+        jitter_ns: None,
     };
+    let mut rtts_ns = Vec::new();
     let started_ns = sys::monotonic_ns();
     for at in 0..options.count {
         let mut payload = vec![0; options.payload_bytes];
@@ -74,13 +89,29 @@ pub fn ping(options: &PingOptions) -> Result<PingReport> {
         report.answered += 1;
         report.mismatched += u64::from(same == Payload::Differs);
         report.first_answer_ns.get_or_insert(now_ns - started_ns);
-        report.min_rtt_ns = Some(report.min_rtt_ns.map_or(rtt_ns, |least| least.min(rtt_ns)));
-        report.max_rtt_ns = Some(report.max_rtt_ns.map_or(rtt_ns, |most| most.max(rtt_ns)));
+        rtts_ns.push(rtt_ns);
         if options.stop == Stop::AtFirstAnswer {
             break;
         }
+        if options.pace == Pace::Spaced {
+            sys::sleep_until(asked_ns + options.interval_ms * 1_000_000);
+        }
     }
+    sum_up(&rtts_ns, &mut report);
     Ok(report)
+}
+
+/// Notes what round trips come to, in the order in which they were made.
+fn sum_up(rtts_ns: &[u64], report: &mut PingReport) {
+    let differences: Vec<u64> = rtts_ns.windows(2).map(|pair| pair[0].abs_diff(pair[1])).collect();
+    let mut sorted = rtts_ns.to_vec();
+    sorted.sort_unstable();
+    let rank =
+        |part: usize| sorted.get((sorted.len() * part / 100).min(sorted.len().saturating_sub(1))).copied();
+    (report.min_rtt_ns, report.max_rtt_ns) = (sorted.first().copied(), sorted.last().copied());
+    (report.median_rtt_ns, report.p99_rtt_ns) = (rank(50), rank(99));
+    report.jitter_ns =
+        (!sorted.is_empty()).then(|| differences.iter().sum::<u64>() / (differences.len() as u64).max(1));
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,4 +188,30 @@ impl Pinger {
 
 fn is_unreachable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_are_summed_up() {
+        let mut report = PingReport {
+            sent: 0,
+            answered: 0,
+            mismatched: 0,
+            first_answer_ns: None,
+            min_rtt_ns: None,
+            max_rtt_ns: None,
+            median_rtt_ns: None,
+            p99_rtt_ns: None,
+            jitter_ns: None,
+        };
+        sum_up(&[], &mut report);
+        assert_eq!((report.median_rtt_ns, report.jitter_ns), (None, None));
+        sum_up(&[10, 30, 20, 40], &mut report);
+        assert_eq!((report.min_rtt_ns, report.max_rtt_ns), (Some(10), Some(40)));
+        assert_eq!((report.median_rtt_ns, report.p99_rtt_ns), (Some(30), Some(40)));
+        assert_eq!(report.jitter_ns, Some((20 + 10 + 20) / 3));
+    }
 }

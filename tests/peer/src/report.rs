@@ -51,6 +51,12 @@ pub struct PingReport {
     pub min_rtt_ns: Option<u64>,
     /// Longest round trip.
     pub max_rtt_ns: Option<u64>,
+    /// The round trip that half of all are shorter than.
+    pub median_rtt_ns: Option<u64>,
+    /// The one that 99 of 100 are shorter than.
+    pub p99_rtt_ns: Option<u64>,
+    /// Mean difference of two round trips in a row (RFC 3550 calls its like jitter).
+    pub jitter_ns: Option<u64>,
 }
 
 /// Report of the echo clients.

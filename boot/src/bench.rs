@@ -1,0 +1,153 @@
+//! The paper's evaluation, repeated against the stock path on one machine: suites, each of which comes to rows, a
+//! table and plots. Knows which suites there are, not how each of them measures.
+
+pub mod cost;
+pub mod delay;
+pub mod flow;
+pub mod lab;
+pub mod page;
+pub mod plot;
+pub mod row;
+pub mod rx;
+pub mod table;
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::backend::Daemon;
+use crate::cli::{BenchArgs, SuiteName};
+use crate::commands::Context;
+use crate::demo::report::Generator;
+use crate::images::Programs;
+use crate::products;
+use crate::qemu::Clock;
+use crate::setup::{Placement, Provisions, provide};
+use crate::testbed::Testbed;
+
+use lab::{Effort, Lab};
+use row::{Row, Time, compare};
+
+/// Time after which a machine is ended by force.
+const LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// Something that is measured on a machine.
+pub struct Suite {
+    /// Its name on the command line.
+    pub name: SuiteName,
+    /// Its name in rows.
+    pub key: &'static str,
+    /// What a second is.
+    time: Time,
+    run: fn(&mut Lab<'_>) -> Result<()>,
+}
+
+const SUITES: [Suite; 12] = [
+    Suite { name: SuiteName::Rx, key: "rx", time: Time::Instructions, run: rx::rx },
+    Suite { name: SuiteName::Tx, key: "tx", time: Time::Instructions, run: flow::tx },
+    Suite { name: SuiteName::Forward, key: "forward", time: Time::Instructions, run: flow::forward },
+    Suite { name: SuiteName::Intervm, key: "intervm", time: Time::Instructions, run: flow::intervm },
+    Suite { name: SuiteName::Guests, key: "guests", time: Time::Instructions, run: rx::guests },
+    Suite { name: SuiteName::Containers, key: "containers", time: Time::Instructions, run: rx::containers },
+    Suite { name: SuiteName::Latency, key: "latency", time: Time::Instructions, run: delay::latency },
+    Suite { name: SuiteName::Cost, key: "cost", time: Time::Instructions, run: cost::cost },
+    Suite { name: SuiteName::Tcp, key: "tcp", time: Time::Instructions, run: cost::tcp },
+    Suite { name: SuiteName::Boot, key: "boot", time: Time::Instructions, run: delay::boot },
+    Suite { name: SuiteName::Rx, key: "rx", time: Time::Wall, run: cost::rx_in_turn },
+    Suite { name: SuiteName::Cores, key: "cores", time: Time::Wall, run: cost::cores },
+];
+
+/// What a run came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    rows: Vec<Row>,
+    generators: Vec<Generator>,
+    failures: Vec<String>,
+}
+
+/// Runs suites; the exit code says whether all was well.
+pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
+    let started = Instant::now();
+    let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
+    let programs = products::programs(&context.workspace, context.verbosity)?;
+    let mut outcome = Outcome::default();
+    let mut result = Ok(());
+    for time in [Time::Instructions, Time::Wall] {
+        let wanted = |suite: &&Suite| args.suite == SuiteName::All || args.suite == suite.name;
+        let suites: Vec<&Suite> = SUITES.iter().filter(|suite| suite.time == time).filter(wanted).collect();
+        if !suites.is_empty() && result.is_ok() {
+            result = measure(context, &provisions, &programs, time, &suites, args, &mut outcome);
+        }
+    }
+    // What was found out before a failure is shown and written all the same.
+    compare(&mut outcome.rows);
+    print!("{}", table::tables(&outcome.rows, &outcome.generators));
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&outcome.rows)? + "\n";
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(folder) = &args.out {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        page::write(folder, &outcome.rows, &outcome.generators, started.elapsed())?;
+        println!("plots and report: {}", folder.join("index.html").display());
+    }
+    result?;
+    for failure in &outcome.failures {
+        eprintln!("FAILED: {failure}");
+    }
+    Ok(if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Boots a machine for the suites of one clock and runs them.
+fn measure(
+    context: &Context,
+    provisions: &Provisions,
+    programs: &Programs,
+    time: Time,
+    suites: &[&Suite],
+    args: &BenchArgs,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let clock = match time {
+        Time::Instructions => Clock::Instructions,
+        Time::Wall => Clock::Wall,
+    };
+    let mut bed = Testbed::boot(&context.workspace, provisions, programs, clock, LIMIT, context.verbosity)?;
+    let result = run_all(&mut bed, time, suites, args, outcome);
+    result.map_err(|error| bed.explain(error))?;
+    bed.power_off()
+}
+
+fn run_all(
+    bed: &mut Testbed,
+    time: Time,
+    suites: &[&Suite],
+    args: &BenchArgs,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    // Neighbour discovery and its like would be counted among the packets that are measured.
+    bed.dom0.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")?;
+    let daemon = Daemon::start(&mut bed.dom0)?;
+    for suite in suites {
+        let started = Instant::now();
+        let effort = match (args.quick, args.suite) {
+            (true, _) => Effort::Quick,
+            (false, SuiteName::All) => Effort::Usual,
+            (false, _) => Effort::Thorough,
+        };
+        let mut lab = Lab {
+            dom0: &mut bed.dom0,
+            time,
+            seconds: args.seconds,
+            effort,
+            rows: &mut outcome.rows,
+            generators: &mut outcome.generators,
+            failures: &mut outcome.failures,
+        };
+        (suite.run)(&mut lab).with_context(|| format!("suite {}", suite.key))?;
+        println!("suite {} took {:.0} s", suite.key, started.elapsed().as_secs_f64());
+    }
+    daemon.stop(&mut bed.dom0)
+}

@@ -1,0 +1,194 @@
+//! The machine that suites measure on, and what they have in common: how hard they try, what a point comes to, and
+//! where rows go. Knows no suite.
+
+use anyhow::Result;
+
+use crate::bench::row::{Label, Row, THROUGHPUT, Time, median, noise};
+use crate::demo::report::Generator;
+use crate::demo::search::{Found, Measurement, highest_rate};
+use crate::dom0::{Dom0, Mode};
+
+/// Packets of one stream, where nothing else is asked for.
+const PACKETS: u64 = 20_000;
+
+/// The sizes of the paper's evaluation, without FCS.
+const FRAMES: [usize; 6] = [60, 124, 252, 508, 1020, 1514];
+
+/// The sizes for which something is to be reached.
+const TARGETED: [usize; 3] = [60, 252, 1514];
+
+/// The sizes where less must do.
+pub const ENDS: [usize; 2] = [60, 1514];
+
+/// Wall-time measurements of one point.
+const REPEATS: usize = 5;
+
+/// A machine with its daemon running, and the results so far.
+#[derive(Debug)]
+pub struct Lab<'a> {
+    /// The driver domain.
+    pub dom0: &'a mut Dom0,
+    /// What a second is here.
+    pub time: Time,
+    /// How long each point is measured, in the machine's seconds; as short as it may be when absent.
+    pub seconds: Option<f64>,
+    /// How much is measured.
+    pub effort: Effort,
+    /// What was measured.
+    pub rows: &'a mut Vec<Row>,
+    /// What the generators cost alone.
+    pub generators: &'a mut Vec<Generator>,
+    /// Loss that nobody accounts for, and its like.
+    pub failures: &'a mut Vec<String>,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// Two frame sizes, one kind of guest.
+    Quick,
+    /// One kind of guest and three sizes, but for reception.
+    Usual,
+    /// Every size, both kinds of guests.
+    Thorough,
+}
+
+/// Who sends, by the name that its cost alone is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A generator, whose cost is known.
+    Known(&'static str),
+    /// An application in a guest.
+    Guest,
+}
+
+impl Lab<'_> {
+    /// Returns the sizes of frames that a suite sends.
+    pub fn frames(&self, suite: &str) -> &'static [usize] {
+        match self.effort {
+            Effort::Quick => &ENDS,
+            Effort::Usual if suite != "rx" => &TARGETED,
+            Effort::Usual | Effort::Thorough => &FRAMES,
+        }
+    }
+
+    /// Returns the modes in which a peer's guest is tried; the better one counts.
+    pub fn modes(&self, suite: &str) -> &'static [Mode] {
+        match self.effort {
+            Effort::Quick => &[Mode::Pvh],
+            Effort::Usual if suite != "rx" => &[Mode::Pvh],
+            Effort::Usual | Effort::Thorough => &Mode::ALL,
+        }
+    }
+
+    /// Measures the highest rate at which under one percent is lost, and adds a row.
+    pub fn saturate(
+        &mut self,
+        label: &Label,
+        source: Source,
+        mut measure: impl FnMut(&mut Dom0, u64, Option<u64>) -> Result<Measurement>,
+    ) -> Result<()> {
+        let dom0 = &mut *self.dom0;
+        let mut unaccounted = 0;
+        let found = highest_rate(
+            |rate| measure(dom0, PACKETS, rate),
+            |measurement| unaccounted += measurement.unaccounted().max(0),
+        )?;
+        let found = self.prolong(found, &mut measure)?;
+        self.note(label, source, &found.measurement, &[found.measurement.pps()], unaccounted);
+        Ok(())
+    }
+
+    /// Measures once more at the rate that was found, for as long as was asked for.
+    fn prolong(
+        &mut self,
+        found: Found,
+        measure: &mut impl FnMut(&mut Dom0, u64, Option<u64>) -> Result<Measurement>,
+    ) -> Result<Found> {
+        let Some(seconds) = self.seconds else { return Ok(found) };
+        let packets = (found.measurement.pps() * seconds) as u64;
+        if packets <= PACKETS {
+            return Ok(found);
+        }
+        Ok(Found { measurement: measure(self.dom0, packets, found.rate)?, rate: found.rate })
+    }
+
+    /// Measures several competitors in turn, so that what disturbs one disturbs all, and adds a row with the median
+    /// for each. Every one is measured at its own highest rate.
+    pub fn compete(&mut self, competitors: &mut [Competitor<'_>]) -> Result<()> {
+        let mut rates = Vec::new();
+        for competitor in competitors.iter_mut() {
+            let dom0 = &mut *self.dom0;
+            rates.push(highest_rate(|rate| (competitor.measure)(dom0, PACKETS, rate), |_| ())?.rate);
+        }
+        let mut samples = vec![Vec::new(); competitors.len()];
+        let mut last = vec![Measurement::default(); competitors.len()];
+        for _ in 0..REPEATS {
+            for (at, competitor) in competitors.iter_mut().enumerate() {
+                let measurement = (competitor.measure)(self.dom0, PACKETS, rates[at])?;
+                samples[at].push(measurement.pps());
+                last[at] = measurement;
+            }
+        }
+        for (at, competitor) in competitors.iter().enumerate() {
+            self.note(&competitor.label, Source::Guest, &last[at], &samples[at], 0);
+        }
+        Ok(())
+    }
+
+    fn note(
+        &mut self,
+        label: &Label,
+        source: Source,
+        measurement: &Measurement,
+        samples: &[f64],
+        unaccounted: i64,
+    ) {
+        let unit = match self.time {
+            Time::Instructions => "packets per 10^9 instructions",
+            Time::Wall => "packets per second of the emulator",
+        };
+        let mut row = Row::new(label, self.time, THROUGHPUT, unit, median(samples));
+        (row.sent, row.received) = (Some(measurement.sent), Some(measurement.received));
+        row.packets_per_container = Some(measurement.packets_per_container);
+        if let (Source::Known(name), Time::Instructions, Some(frame)) = (source, self.time, label.frame_bytes)
+        {
+            let alone = self.generators.iter().find(|known| known.name == name && known.frame_bytes == frame);
+            row.net_instructions = alone.map(|alone| 1e9 / row.value - alone.instructions_per_packet);
+        }
+        if samples.len() > 1 {
+            row.note = format!("{} samples, noise ±{:.0} %", samples.len(), 100.0 * noise(samples));
+            row.samples = samples.to_vec();
+        }
+        if measurement.loss() > 0.01 {
+            row.note = format!("{:.0} % lost at every rate tried {}", 100.0 * measurement.loss(), row.note);
+        }
+        if unaccounted > 0 {
+            self.failures
+                .push(format!("{}: {unaccounted} packets neither arrived nor were counted", name(label)));
+        }
+        self.add(row, label);
+    }
+
+    /// Adds a row, and shows it.
+    pub fn add(&mut self, row: Row, label: &Label) {
+        println!("{:<52} {:>12.1} {} {}", name(label), row.value, row.unit, row.note);
+        self.rows.push(row);
+    }
+}
+
+/// Who is measured in turn with others.
+pub struct Competitor<'a> {
+    /// What the row says.
+    pub label: Label,
+    /// Sends a number of packets at a rate.
+    #[expect(clippy::type_complexity, reason = "it is written once")]
+    pub measure: Box<dyn FnMut(&mut Dom0, u64, Option<u64>) -> Result<Measurement> + 'a>,
+}
+
+fn name(label: &Label) -> String {
+    let Label { suite, peer, mode, case, frame_bytes, varied } = label;
+    let frame = frame_bytes.map(|bytes| format!(" {bytes} B")).unwrap_or_default();
+    let varied = varied.map(|(what, at)| format!(" {what}={at}")).unwrap_or_default();
+    format!("{suite} {} {} {case}{frame}{varied}", peer.letter(), mode.name())
+}

@@ -1,0 +1,209 @@
+//! The report: one HTML page with everything in it, for somebody who has seen none of this. Knows nothing of how the
+//! rows came about.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::bench::plot::draw;
+use crate::bench::row::{Peer, Row, Time};
+use crate::bench::table::{Group, cell, groups};
+use crate::demo::report::Generator;
+
+const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em;color:#222}\
+    table{border-collapse:collapse;margin:1em 0;font-size:14px}td,th{border-bottom:1px solid #ccc;padding:.2em .7em;\
+    text-align:right}td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}\
+    .hit{color:#060}.miss{color:#a00}svg{max-width:100%;height:auto}code{background:#f3f3f3}";
+
+const INTRODUCTION: &str = "<p>A guest of the Xen hypervisor gets its network through a <em>driver domain</em>: a Linux \
+    that owns the network card and hands packets over, one by one, each with a ring slot, a grant and often a wake-up of \
+    its own. Drayage hands over whole <em>containers</em> of packets. This page compares the two on one emulated machine \
+    (Xen in QEMU), in one run.</p>\
+    <p><b>Who is compared.</b> <b>a</b>: a Linux guest on Xen's stock backend, netback. <b>b</b>: our guest on netback. \
+    <b>c</b>: our guest on the drayage backend, containers off. <b>d</b>: the same with containers. Guests run \
+    paravirtualised (pv) and with hardware's help (pvh); where a ratio is given, a's better one counts. Linux reads with \
+    <code>recvmmsg</code> and has its offloads on.</p>\
+    <p><b>What a number means.</b> Unless a table says <em>wall time</em>, the machine's clock advances by one nanosecond \
+    with every instruction executed, by hypervisor, driver domain and guest together. \"Packets per 10^9 instructions\" is \
+    thus the cost of a packet to the whole system, and repeats on any host; it knows no caches and no parallelism. Every \
+    throughput is the highest at which less than 1 % of the packets was lost, counted by the application that got them. \
+    \"net\" leaves out what the traffic generator costs by itself. Wall-time figures are an emulator's: only their ratios \
+    mean something, and their noise stands beside them.</p>";
+
+/// What a suite is about, for its section.
+fn about(suite: &str) -> &'static str {
+    match suite {
+        "rx" => {
+            "Packets into a guest. <em>direct</em>: the source is as close to the backend as it gets, a Linux sender on \
+             netback's device for a and b, the generator inside drayage for c and d. <em>linux</em>: the same Linux \
+             sender for all, through a bridge for a and b, through a TAP for c and d. <em>veth</em>: the same sender on a veth \
+             whose other end is in the bridge for a and b, and a packet socket of drayage's for c and d."
+        }
+        "tx" => {
+            "Packets out of a guest. <em>port</em>: as far as the driver domain's port, which throws them away. \
+             <em>linux</em>: into a reader in the driver domain."
+        }
+        "forward" => {
+            "A guest with two interfaces that routes from one to the other. <em>direct</em>: from a source at the first \
+             interface's port to the second's. <em>linux</em>: from a Linux sender to a Linux reader."
+        }
+        "intervm" => {
+            "From an application in one guest to an application in another, through the driver domain."
+        }
+        "guests" => {
+            "One Linux sender for each of several guests, all at once; what all guests together received."
+        }
+        "containers" => "Reception by how large a container may grow, and by when it is handed over.",
+        "latency" => {
+            "Round trips of single pings, alone and beside a stream of 60-byte packets; jitter is the mean difference of \
+             two round trips in a row. Containers are held open only while the guest is busy."
+        }
+        "cores" => "The guest on a core of its own, and sharing the driver domain's.",
+        "cost" => "Operations per packet, as the product counts them while it is saturated.",
+        "tcp" => "A stream that the guest echoes: bytes in both directions.",
+        "boot" => "From the guest's creation to its first answered ping.",
+        _ => "",
+    }
+}
+
+/// Writes the plots and the page into a folder.
+pub fn write(folder: &Path, rows: &[Row], generators: &[Generator], took: Duration) -> Result<()> {
+    let mut body = String::new();
+    let mut suite = "";
+    for (number, group) in groups(rows).iter().enumerate() {
+        let Some(first) = group.lines.iter().flat_map(|line| line.cells.iter().flatten()).next() else {
+            continue;
+        };
+        if first.suite != suite {
+            suite = &first.suite;
+            let _ = write!(body, "<h2 id=\"{suite}\">{suite}</h2><p>{}</p>", about(suite));
+        }
+        let svg = draw(group)?;
+        let path = folder.join(format!("{number:02}-{suite}.svg"));
+        fs::write(&path, &svg).with_context(|| format!("writing {}", path.display()))?;
+        let _ = write!(body, "{svg}{}", table(group));
+    }
+    let path = folder.join("index.html");
+    fs::write(&path, page(rows, generators, took, &body))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+fn page(rows: &[Row], generators: &[Generator], took: Duration, body: &str) -> String {
+    let mut text = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Drayage: the evaluation</title>\
+         <style>{STYLE}</style><h1>Drayage: the evaluation</h1>{INTRODUCTION}{}",
+        targets(rows)
+    );
+    text.push_str(body);
+    if !generators.is_empty() {
+        text.push_str(
+            "<h2>generators</h2><p>What each costs alone, without anybody to take its packets.</p><table>",
+        );
+        text.push_str("<tr><th>generator<th>frame<th>instructions per packet</tr>");
+        for generator in generators {
+            let _ = write!(
+                text,
+                "<tr><td>{}<td>{} B<td>{:.0}</tr>",
+                generator.name, generator.frame_bytes, generator.instructions_per_packet
+            );
+        }
+        text.push_str("</table>");
+    }
+    let _ = writeln!(text, "<p>All of this took {} minutes.</p></html>", took.as_secs().div_ceil(60));
+    text
+}
+
+fn table(group: &Group<'_>) -> String {
+    let mut text = format!("<table><tr><th>guest<th>{}", group.across);
+    for at in &group.columns {
+        let _ = write!(text, "<th>{at}");
+    }
+    text.push_str("</tr>");
+    for line in &group.lines {
+        let _ = write!(text, "<tr><td>{} {}<td>{}", line.peer.letter(), line.mode, line.peer.describe());
+        for row in &line.cells {
+            let _ = write!(text, "<td>{}", row.map(cell).unwrap_or_default());
+        }
+        text.push_str("</tr>");
+    }
+    let _ = write!(text, "</table><p>Unit: {}.</p>", group.unit);
+    text
+}
+
+/// What is to be reached, in times of a: suite, case, and the factor at 60, 252 and 1514 bytes.
+const TARGETS: [(&str, &str, [f64; 3]); 6] = [
+    ("rx", "direct", [8.0, 6.0, 3.0]),
+    ("rx", "veth", [4.0, 3.0, 1.5]),
+    ("tx", "port", [8.0, 6.0, 3.0]),
+    ("intervm", "guest to guest", [10.0, 8.0, 3.0]),
+    ("forward", "direct", [8.0, 6.0, 2.0]),
+    ("forward", "linux", [8.0, 6.0, 2.0]),
+];
+
+/// Returns the table of targets, with what was reached.
+fn targets(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "<h2>Targets</h2><p>How many times better than a Linux guest on the stock backend (a) our guest with containers \
+         (d) is: wanted, reached, and reached net of the generators.</p>\
+         <table><tr><th>suite<th>way<th>60 B<th>252 B<th>1514 B</tr>",
+    );
+    for (suite, case, factors) in TARGETS {
+        let _ = write!(text, "<tr><td>{suite}<td>{case}");
+        for (frame, factor) in [60, 252, 1514].into_iter().zip(factors) {
+            let of_d = |row: &&Row| {
+                row.time == Time::Instructions
+                    && row.peer == Peer::D
+                    && (row.suite.as_str(), row.case.as_str()) == (suite, case)
+                    && row.frame_bytes == Some(frame)
+            };
+            let best = rows.iter().filter(of_d).max_by(|one, two| one.value.total_cmp(&two.value));
+            match best.and_then(|row| row.ratio.map(|ratio| (ratio, row.net_ratio))) {
+                Some((ratio, net)) => {
+                    let class = if ratio >= factor { "hit" } else { "miss" };
+                    let net = net.map(|net| format!(", net {net:.1}")).unwrap_or_default();
+                    let _ = write!(text, "<td class=\"{class}\">≥ {factor}: {ratio:.1}{net}");
+                }
+                None => {
+                    let _ = write!(text, "<td>≥ {factor}: not measured");
+                }
+            }
+        }
+        text.push_str("</tr>");
+    }
+    text + "</table>"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::row::{Label, THROUGHPUT, compare};
+    use crate::dom0::Mode;
+
+    #[test]
+    fn the_page_stands_alone_and_says_what_was_reached() {
+        let row = |peer, value| {
+            let label = Label {
+                suite: "rx",
+                peer,
+                mode: Mode::Pvh,
+                case: "direct".into(),
+                frame_bytes: Some(60),
+                varied: None,
+            };
+            Row::new(&label, Time::Instructions, THROUGHPUT, "packets per 10^9 instructions", value)
+        };
+        let mut rows = vec![row(Peer::A, 50_000.0), row(Peer::D, 450_000.0)];
+        compare(&mut rows);
+        let folder = std::env::temp_dir().join(format!("boot-page-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        write(&folder, &rows, &[], Duration::from_secs(61)).unwrap();
+        let page = fs::read_to_string(folder.join("index.html")).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(page.contains("<td class=\"hit\">≥ 8: 9.0"), "{page}");
+        assert!(page.contains("<svg") && page.contains("took 2 minutes"), "{page}");
+        assert!(!page.contains("href=") && !page.contains("src="), "nothing is fetched");
+    }
+}

@@ -1,0 +1,180 @@
+//! Rows as tables for a terminal. Knows nothing of how they came about.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use crate::bench::row::{Peer, Row, Time};
+use crate::demo::report::Generator;
+
+/// What one table shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group<'a> {
+    /// What it is about.
+    pub title: String,
+    /// What the values are.
+    pub unit: &'static str,
+    /// What a column is.
+    pub across: String,
+    /// The columns, in order.
+    pub columns: Vec<f64>,
+    /// The lines: a label, and a row for each column where there is one.
+    pub lines: Vec<Line<'a>>,
+}
+
+/// One line of a table: a guest's rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line<'a> {
+    /// Whose.
+    pub peer: Peer,
+    /// "pv" or "pvh".
+    pub mode: &'a str,
+    /// For each column.
+    pub cells: Vec<Option<&'a Row>>,
+}
+
+/// Returns the groups of rows that belong into one table each, in the order of the rows.
+pub fn groups(rows: &[Row]) -> Vec<Group<'_>> {
+    let mut keys: Vec<(&str, Time, String, &str)> = Vec::new();
+    for row in rows {
+        let key = key(row);
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys.iter().map(|wanted| group(rows.iter().filter(|row| key(row) == *wanted).collect())).collect()
+}
+
+/// Rows in one table share this. What is varied goes across; where both are varied, there is a table for each frame.
+fn key(row: &Row) -> (&str, Time, String, &str) {
+    let frame = match (row.varied, row.frame_bytes) {
+        (Some(_), Some(frame)) => format!(", {frame} B"),
+        _ => String::new(),
+    };
+    (&row.suite, row.time, format!("{}{frame}", row.case), row.metric)
+}
+
+fn column(row: &Row) -> f64 {
+    row.at.or(row.frame_bytes.map(|bytes| bytes as f64)).unwrap_or_default()
+}
+
+fn group(rows: Vec<&Row>) -> Group<'_> {
+    let mut columns: Vec<f64> = rows.iter().map(|row| column(row)).collect();
+    columns.sort_by(f64::total_cmp);
+    columns.dedup();
+    let mut who: Vec<(Peer, &str)> = rows.iter().map(|row| (row.peer, row.mode.as_str())).collect();
+    who.sort_unstable();
+    who.dedup();
+    let lines = who
+        .into_iter()
+        .map(|(peer, mode)| {
+            let cell = |at: &f64| {
+                let here = |row: &&&Row| row.peer == peer && row.mode == mode && column(row) == *at;
+                rows.iter().find(here).copied()
+            };
+            Line { peer, mode, cells: columns.iter().map(cell).collect() }
+        })
+        .collect();
+    let first = rows[0];
+    let (_, time, case, metric) = key(first);
+    let time = if time == Time::Wall { ", wall time" } else { "" };
+    let across = match (first.varied, first.frame_bytes) {
+        (Some(varied), _) => varied.to_owned(),
+        (None, Some(_)) => "frame in bytes, without FCS".to_owned(),
+        (None, None) => String::new(),
+    };
+    Group {
+        title: format!("{}: {metric}, {case}{time}", first.suite),
+        unit: first.unit,
+        across,
+        columns,
+        lines,
+    }
+}
+
+/// Returns a value as a person reads it.
+pub fn shown(value: f64) -> String {
+    match value.abs() {
+        large if large >= 10_000.0 => format!("{:.1} k", value / 1000.0),
+        large if large >= 100.0 => format!("{value:.0}"),
+        large if large >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// Returns what stands in a cell.
+pub fn cell(row: &Row) -> String {
+    let mut text = shown(row.value);
+    if let Some(ratio) = row.ratio.filter(|_| row.peer != Peer::A) {
+        text.push_str(&format!(" ({ratio:.2} ×"));
+        if let Some(net) = row.net_ratio {
+            text.push_str(&format!(", net {net:.2} ×"));
+        }
+        text.push(')');
+    }
+    if row.samples.len() > 1 {
+        text.push_str(&format!(" ±{:.0} %", 100.0 * crate::bench::row::noise(&row.samples)));
+    }
+    text
+}
+
+/// Returns all tables.
+pub fn tables(rows: &[Row], generators: &[Generator]) -> String {
+    let mut text = String::new();
+    for group in groups(rows) {
+        let mut table = Table::new();
+        table.load_preset(UTF8_HORIZONTAL_ONLY);
+        let mut header = vec!["guest".to_owned(), group.across.clone()];
+        header.extend(group.columns.iter().map(|at| at.to_string()));
+        table.set_header(header);
+        for line in &group.lines {
+            let mut cells =
+                vec![format!("{} {}", line.peer.letter(), line.mode), line.peer.describe().into()];
+            cells.extend(line.cells.iter().map(|row| row.map(cell).unwrap_or_default()));
+            table.add_row(cells);
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        text.push_str(&format!("\n{} ({}; × = times better than a)\n{table}\n", group.title, group.unit));
+    }
+    for generator in generators {
+        text.push_str(&format!(
+            "generator {} alone, {} B: {:.0} instructions per packet\n",
+            generator.name, generator.frame_bytes, generator.instructions_per_packet
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::row::{Label, THROUGHPUT};
+    use crate::dom0::Mode;
+
+    fn row(peer: Peer, frame_bytes: usize, value: f64) -> Row {
+        let label = Label {
+            suite: "rx",
+            peer,
+            mode: Mode::Pv,
+            case: "direct".into(),
+            frame_bytes: Some(frame_bytes),
+            varied: None,
+        };
+        Row::new(&label, Time::Instructions, THROUGHPUT, "packets per 10^9 instructions", value)
+    }
+
+    #[test]
+    fn rows_become_lines_and_columns() {
+        let mut rows =
+            vec![row(Peer::A, 60, 50_000.0), row(Peer::A, 1514, 40_000.0), row(Peer::D, 60, 400_000.0)];
+        crate::bench::row::compare(&mut rows);
+        let text = tables(&rows, &[]);
+        assert!(text.contains("rx: throughput, direct (packets per 10^9 instructions"), "{text}");
+        assert!(text.contains("400.0 k (8.00 ×)"), "{text}");
+        let groups = groups(&rows);
+        assert_eq!(groups.len(), 1);
+        assert_eq!(groups[0].columns, [60.0, 1514.0]);
+        assert!(groups[0].lines[1].cells[1].is_none());
+    }
+}
