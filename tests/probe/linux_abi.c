@@ -8,6 +8,7 @@
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <linux/if_xdp.h>
+#include <linux/rtnetlink.h>
 #include <linux/sockios.h>
 #include <linux/virtio_net.h>
 #include <sys/ioctl.h>
@@ -71,6 +72,12 @@ int main(void)
     VALUE(VIRTIO_NET_HDR_GSO_TCPV4);
     VALUE(VIRTIO_NET_HDR_GSO_TCPV6);
     VALUE(VIRTIO_NET_HDR_GSO_ECN);
+    VALUE(RTM_SETLINK);
+    VALUE(NLMSG_ERROR);
+    VALUE(NLM_F_REQUEST|NLM_F_ACK);
+    VALUE(IFLA_GSO_MAX_SIZE);
+    VALUE(sizeof(struct nlmsghdr));
+    VALUE(sizeof(struct ifinfomsg));
 
     VALUE(PACKET_RX_RING);
     VALUE(PACKET_VERSION);

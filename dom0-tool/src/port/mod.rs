@@ -7,6 +7,7 @@ mod bpf;
 mod device;
 pub mod discard;
 pub mod generator;
+pub mod gso;
 mod mapping;
 mod outbox;
 pub mod packet;

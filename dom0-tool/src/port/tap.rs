@@ -8,9 +8,10 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use drayage_wire::container::Meta;
+use drayage_wire::container::{DESCRIPTOR_BYTES, HEADER_BYTES, MAX_RX_BYTES, Meta};
 
 use super::device::{self, IfReq};
+use super::gso;
 use super::spec::TapSpec;
 use super::vnet::{VNET_BYTES, make_header, parse_header};
 use super::{Budget, MAX_FRAME_BYTES, Sent, Uplink};
@@ -30,6 +31,8 @@ const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const OFFLOADS: libc::c_ulong = 0x01 | 0x02 | 0x04;
 /// `SIOCBRADDIF` (`linux/sockios.h`).
 const SIOCBRADDIF: u64 = 0x89a2;
+/// Linux sends frames that are shorter than this: what the largest container holds.
+const GSO_MAX_BYTES: u32 = (MAX_RX_BYTES - HEADER_BYTES - DESCRIPTOR_BYTES - 2) as u32;
 /// Frames that the kernel keeps for us while we do not read.
 const QUEUE_FRAMES: libc::c_int = 4096;
 
@@ -159,6 +162,9 @@ impl Tap {
         let mut queue = IfReq::new(&spec.name);
         queue.value = QUEUE_FRAMES;
         queue.call(&control, libc::SIOCSIFTXQLEN).map_err(other("setting its queue"))?;
+        // Larger ones fit no container, and would be cut here. A kernel that knows no limit sends them as it did.
+        let number = device::index(&control, &spec.name).map_err(other("reading its number"))?;
+        let _ = gso::set_max_bytes(number, GSO_MAX_BYTES);
         if let Some(bridge) = &spec.bridge {
             join(&control, &spec.name, bridge).map_err(|source| TapError::Bridge {
                 bridge: bridge.clone(),
