@@ -48,7 +48,7 @@ impl Daemon {
         const TERM: i32 = 15;
         dom0.agent().kill(&self.process, TERM)?;
         match dom0.agent().wait(&self.process, START)? {
-            Some(finished) if finished.code == 0 => Ok(()),
+            Some(finished) if finished.code == 0 => refused_nothing(dom0),
             Some(finished) => bail!("drayage run ended with {}:\n{}", finished.code, log(dom0)?),
             None => bail!("drayage run goes on after SIGTERM:\n{}", log(dom0)?),
         }
@@ -80,7 +80,7 @@ impl Daemon {
     /// Fails when the daemon has ended.
     pub fn check(&self, dom0: &mut Dom0) -> Result<()> {
         match dom0.agent().wait(&self.process, Duration::ZERO)? {
-            None => Ok(()),
+            None => refused_nothing(dom0),
             Some(finished) => bail!("drayage run has ended with {}:\n{}", finished.code, log(dom0)?),
         }
     }
@@ -92,6 +92,15 @@ impl Daemon {
         // USER_HZ is 100 on every Linux that this runs on.
         Ok(ticks * 10)
     }
+}
+
+/// Fails when the daemon made a system call that its sandbox does not allow.
+fn refused_nothing(dom0: &mut Dom0) -> Result<()> {
+    let refused = dom0.attempt(&format!("grep -F 'the sandbox refused system call' {LOG}"))?;
+    if refused.code == 0 {
+        bail!("a system call is missing in dom0-tool/src/sandbox/calls.rs:\n{}", refused.output);
+    }
+    Ok(())
 }
 
 /// Gives a domain an interface on the daemon.

@@ -26,6 +26,8 @@ pub enum Command {
     Setup(SetupArgs),
     /// Builds the guest image and the static backend.
     Build(BuildArgs),
+    /// Builds the Debian package of the guest image and the backend, and prints its path.
+    Package(PackageArgs),
     /// Boots one guest and shows its console.
     Run(RunArgs),
     /// Shows under a real Xen what containers bring over the stock path.
@@ -50,6 +52,14 @@ pub struct BuildArgs {
     /// Prints the paths of what was built as JSON, alone on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `package`.
+#[derive(Debug, Args)]
+pub struct PackageArgs {
+    /// Folder for the package; one under target/ when absent.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// Options of `run`.

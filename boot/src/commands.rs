@@ -9,7 +9,7 @@ use crate::cli::{BuildArgs, Cli, Command, SetupArgs};
 use crate::progress::Verbosity;
 use crate::setup::{Placement, provide};
 use crate::workspace::Workspace;
-use crate::{bench, demo, products, run, testing};
+use crate::{bench, demo, package, products, run, testing};
 
 /// What every command needs to know.
 #[derive(Debug, Clone)]
@@ -27,6 +27,9 @@ pub fn perform(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Setup(args) => setup(&context, &args)?,
         Command::Build(args) => build(&context, &args)?,
+        Command::Package(args) => {
+            println!("{}", package::build(&context, args.out.as_deref())?.display());
+        }
         Command::Run(args) => run::run(&context, &args)?,
         Command::Demo(args) => return demo::demo(&context, &args),
         Command::Bench(args) => return bench::bench(&context, &args),

@@ -62,6 +62,8 @@ const DOM0_INIT: &str = include_str!("dom0-init.sh");
 pub mod inside {
     /// Our guest image.
     pub const KERNEL: &str = "/drayage/guest.elf";
+    /// The Debian package.
+    pub const PACKAGE: &str = "/drayage/drayage.deb";
     /// Linux for guests.
     pub const LINUX: &str = "/drayage/vmlinux";
     /// First file system of Linux guests.
@@ -81,6 +83,8 @@ pub struct Programs {
     pub drayage: PathBuf,
     /// The unikernel.
     pub guest: PathBuf,
+    /// The Debian package of the two; absent when no test installs it.
+    pub package: Option<PathBuf>,
 }
 
 /// The files that QEMU boots.
@@ -271,6 +275,9 @@ fn dom0_archive(
     archive.symlink("/lib64/ld-linux-x86-64.so.2", "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
     add(&mut archive, "/usr/sbin/drayage", &programs.drayage)?;
     add(&mut archive, inside::KERNEL, &programs.guest)?;
+    if let Some(package) = &programs.package {
+        add(&mut archive, inside::PACKAGE, package)?;
+    }
     archive.file(inside::LINUX, 0o644, linux);
     archive.file(inside::LINUX_INITRAMFS, 0o644, linux_guest);
     archive.file(inside::DRIVER_INITRAMFS, 0o644, driver_domain);

@@ -15,6 +15,7 @@ pub mod dom0;
 pub mod elf;
 pub mod images;
 pub mod modules;
+pub mod package;
 pub mod products;
 pub mod progress;
 pub mod qemu;

@@ -18,7 +18,7 @@ const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Builds everything that goes into the machine.
 pub fn programs(workspace: &Workspace, verbosity: Verbosity) -> Result<Programs> {
     let (drayage, peer) = static_programs(workspace, verbosity)?;
-    Ok(Programs { peer, drayage, guest: guest_image(workspace, verbosity)? })
+    Ok(Programs { peer, drayage, guest: guest_image(workspace, verbosity)?, package: None })
 }
 
 /// Builds the guest image and returns its path.

@@ -7,6 +7,7 @@ mod driver_domain;
 mod life;
 mod netfront;
 mod ours;
+mod package;
 mod plain;
 mod restart;
 mod stock;
@@ -45,6 +46,7 @@ fn scenarios() -> Vec<Scenario> {
         by_xl::scenarios(),
         driver_domain::scenarios(),
         switch::scenarios(),
+        package::scenarios(),
     ]
     .into_iter()
     .flatten()
@@ -71,11 +73,12 @@ pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     }
     let mut wanted: Vec<Scenario> =
         scenarios().into_iter().filter(|scenario| wanted(scenario.name)).collect();
+    let packaged = wanted.iter().any(|scenario| scenario.name.starts_with("xen::package::"));
     let mut bed: Option<Testbed> = None;
     for scenario in wanted.drain(..) {
         let mut machine = match bed.take() {
             Some(machine) => machine,
-            None => boot(context)?,
+            None => boot(context, packaged)?,
         };
         let started = Instant::now();
         let result = (scenario.run)(&mut Bench::new(&mut machine.dom0));
@@ -94,9 +97,12 @@ pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     Ok(counts)
 }
 
-fn boot(context: &Context) -> Result<Testbed> {
+fn boot(context: &Context, packaged: bool) -> Result<Testbed> {
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
-    let programs = products::programs(&context.workspace, context.verbosity)?;
+    let mut programs = products::programs(&context.workspace, context.verbosity)?;
+    if packaged {
+        programs.package = Some(crate::package::pack(context, &programs, None)?);
+    }
     Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, LIMIT, context.verbosity)
 }
 

@@ -1,6 +1,6 @@
 //! The command line, and nothing else.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -39,22 +39,7 @@ impl Cli {
 pub(crate) enum Command {
     /// Runs the daemon in the foreground. SIGTERM closes all interfaces; SIGUSR2 ends it with all of them connected,
     /// so that the next daemon goes on with them, as it does after one that was killed.
-    Run {
-        /// TOML file: socket, memory, realtime, [worker] threads, pin, busy_frames, holdoff_us and busy_poll_us, [attach]
-        /// policy and urgent, and a [[guest]] table with name or uuid and the options of attach for each interface that
-        /// is attached when its guest appears. SIGHUP reads it again.
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-        /// Only judges the file.
-        #[arg(long, requires = "config")]
-        check: bool,
-        /// Has a daemon that runs already leave, and goes on with what it served; guests do not notice.
-        #[arg(long)]
-        takeover: bool,
-        /// Runs the data path under SCHED_FIFO, ahead of all ordinary processes.
-        #[arg(long)]
-        realtime: bool,
-    },
+    Run(RunArgs),
     /// Gives a guest, paused or running, an interface.
     Attach(AttachArgs),
     /// Takes an interface away, in order; also forgets a guest that is gone.
@@ -80,6 +65,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Shows interfaces, rates, packets per container, hold times and drops, live in a terminal.
+    ///
+    /// Keys: s and left or right choose by what rows are ordered, up and down choose a row, q ends.
+    Top {
+        /// Seconds between two readings.
+        #[arg(long, default_value_t = 1.0, value_parser = interval, value_name = "SECONDS")]
+        interval: f64,
+    },
     /// Sends UDP frames to a guest as fast as it takes them, or into a sink.
     Generate(GenerateArgs),
     /// Copies the frames that pass a port into a file that Wireshark opens, with a comment on each that names its
@@ -98,6 +91,41 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// TOML file: socket, memory, realtime, no_sandbox, [worker] threads, pin, busy_frames, holdoff_us and busy_poll_us,
+    /// [attach] policy and urgent, [metrics] listen and public, and a [[guest]] table with name or uuid and the options
+    /// of attach for each interface that is attached when its guest appears. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Only judges the file.
+    #[arg(long, requires = "config")]
+    pub(crate) check: bool,
+    /// Has a daemon that runs already leave, and goes on with what it served; guests do not notice.
+    #[arg(long)]
+    pub(crate) takeover: bool,
+    /// Runs the data path under SCHED_FIFO, ahead of all ordinary processes.
+    #[arg(long)]
+    pub(crate) realtime: bool,
+    /// Serves counters for Prometheus at http://ADDR/metrics, as in 127.0.0.1:9481.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Allows an address for the counters that others than this host reach.
+    #[arg(long)]
+    pub(crate) metrics_public: bool,
+    /// Keeps all rights that the daemon was started with.
+    #[arg(long)]
+    pub(crate) no_sandbox: bool,
+}
+
+/// Judges how often `top` reads.
+fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("it can be 0.1 to 3600".into()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -18,21 +18,18 @@ use drayage::rules::Rules;
 use drayage::table;
 use serde::Serialize;
 
-use crate::cli::{AttachArgs, CaptureArgs, Cli, Command, GenerateArgs, OnOff, Output};
+use crate::cli::{AttachArgs, CaptureArgs, Cli, Command, GenerateArgs, OnOff, Output, RunArgs};
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let socket = cli.socket();
     match cli.command {
-        Command::Run { config: Some(config), check: true, .. } => {
+        Command::Run(RunArgs { config: Some(config), check: true, .. }) => {
             let guests = Config::read(&config)?.guests()?.len();
             let text = format!("{} is good, with {guests} interfaces of guests", config.display());
             show(&Output { json: false }, &text, String::clone)?;
         }
-        Command::Run { config, takeover, realtime, .. } => {
-            let start = if takeover { Start::TakeOver } else { Start::Alone };
-            run_daemon(config.as_deref(), cli.socket, realtime, start)?;
-        }
+        Command::Run(args) => run_daemon(args, cli.socket)?,
         Command::Attach(args) => attach(&socket, args)?,
         Command::Detach { domain, vif, backend: None } => {
             ask::<()>(&socket, &Request::Detach { domain, vif })?;
@@ -55,6 +52,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             }
             std::thread::sleep(Duration::from_secs(1));
         },
+        Command::Top { interval } => crate::top::show(&socket, Duration::from_secs_f64(interval))?,
         Command::Generate(args) => generate(&socket, args)?,
         Command::Capture(args) => capture(&socket, args)?,
         Command::Doctor(output) => {
@@ -75,18 +73,17 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_daemon(
-    config: Option<&Path>,
-    socket: Option<std::path::PathBuf>,
-    realtime: bool,
-    start: Start,
-) -> Result<(), Failure> {
+fn run_daemon(args: RunArgs, socket: Option<std::path::PathBuf>) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).init();
-    let mut config = config.map(Config::read).transpose()?.unwrap_or_default();
+    let mut config = args.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
     if socket.is_some() {
         config.socket = socket;
     }
-    config.realtime |= realtime;
+    config.realtime |= args.realtime;
+    config.metrics.listen = args.metrics.or(config.metrics.listen);
+    config.metrics.public |= args.metrics_public;
+    config.no_sandbox |= args.no_sandbox;
+    let start = if args.takeover { Start::TakeOver } else { Start::Alone };
     daemon::run(&config, start)
 }
 

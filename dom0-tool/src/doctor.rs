@@ -4,12 +4,15 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
 use crate::control::nodes;
 use crate::ipc::{Request, ask};
+use crate::sandbox::{self, Needs, Status};
 use crate::store::client::{Client, DEVICE, SOCKET};
 use crate::store::{Transaction, read_text};
 
@@ -53,6 +56,7 @@ pub fn examine(socket: &Path) -> Vec<Check> {
     all.push(netback());
     all.push(xdp());
     all.push(daemon(socket));
+    all.push(sandbox(socket));
     all
 }
 
@@ -162,6 +166,40 @@ fn daemon(socket: &Path) -> Check {
             check("daemon", Verdict::Ok, format!("drayage {version} listens on {}", socket.display()), "")
         }
         Err(failure) => check("daemon", Verdict::Note, failure.message, "drayage run"),
+    }
+}
+
+/// Looks at what the daemon that runs has given up, or at what one could.
+fn sandbox(socket: &Path) -> Check {
+    let name = "sandbox";
+    let peer = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
+    let pid = peer.map(|peer| peer.pid.as_raw_nonzero().get());
+    let status = pid.and_then(|pid| u32::try_from(pid).ok()).and_then(Status::of);
+    let kept = sandbox::names(sandbox::kept(&Needs::default()));
+    match status {
+        Some(status) if status.filtered && status.no_new_privs => {
+            let left = sandbox::names(status.capabilities);
+            let found = format!("the daemon has {left}, can gain nothing, and its system calls are filtered");
+            check(name, Verdict::Ok, found, "")
+        }
+        Some(status) => check(
+            name,
+            Verdict::Note,
+            format!("the daemon runs without it, with {}", sandbox::names(status.capabilities)),
+            "start it without --no-sandbox",
+        ),
+        None if sandbox::can_filter() => check(
+            name,
+            Verdict::Ok,
+            format!("the kernel can filter system calls; of its capabilities the daemon keeps {kept}"),
+            "",
+        ),
+        None => check(
+            name,
+            Verdict::Note,
+            "the kernel cannot filter system calls",
+            "take a kernel with CONFIG_SECCOMP_FILTER, or drayage run --no-sandbox",
+        ),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Drayage's backend as a library: the data path, and what steers it.
 //!
 //! The data path (`worker` and what it uses: `vif`, `aggregate`, `switch`, `port`, `xen`) names no xenstore;
-//! `control` finds the two ends and connects them. `unsafe` lives in `xen`'s device files and in the TAP port.
+//! `control` finds the two ends and connects them. `unsafe` lives in `xen`'s device files, in the TAP port and in `sandbox`.
 #![deny(unsafe_code)]
 
 pub mod aggregate;
@@ -15,9 +15,11 @@ pub mod doctor;
 mod fabric;
 pub mod ipc;
 pub mod memory;
+pub mod metrics;
 pub mod policy;
 pub mod port;
 pub mod rules;
+pub mod sandbox;
 pub mod segment;
 pub mod slo;
 pub mod store;

@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod manual;
+mod top;
 
 use std::process::ExitCode;
 

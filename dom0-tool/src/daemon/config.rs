@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use serde_json::{Map, Value};
 
-use super::{Workers, attach_request};
+use super::{Metrics, Workers, attach_request};
 use crate::class::Classes;
 use crate::control::configured::{Wanted, Who};
 use crate::control::error::{Failure, FailureKind};
@@ -31,6 +31,10 @@ pub struct Config {
     pub realtime: bool,
     /// What holds for an attachment that does not say otherwise.
     pub attach: Defaults,
+    /// Where counters are served.
+    pub metrics: Metrics,
+    /// Whether the daemon keeps all rights that it was started with.
+    pub no_sandbox: bool,
     /// Interfaces of guests that are attached when they appear, as they were written.
     guest: Vec<Map<String, Value>>,
     /// Where this was read.
@@ -148,6 +152,28 @@ mod tests {
         assert!(toml::from_str::<Config>("sockets = 1").unwrap_err().to_string().contains("sockets"));
         let failure = Config::read(Path::new("/nowhere/drayage.toml")).unwrap_err();
         assert!(failure.message.contains("/nowhere/drayage.toml"));
+    }
+
+    #[test]
+    fn the_configuration_that_is_shipped_is_read_and_so_is_every_example_in_it() {
+        let text = include_str!("../../packaging/drayage.toml");
+        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config::default());
+        let lines = text.lines().map(|line| match line.strip_prefix('#') {
+            Some(example) if !example.starts_with(' ') => example,
+            _ => line,
+        });
+        let examples: Config = toml::from_str(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let shown = Config {
+            socket: Some(crate::ipc::DEFAULT_SOCKET.into()),
+            memory: Some(super::super::DEFAULT_MEMORY.into()),
+            worker: Workers { pin: vec![0], ..Workers::default() },
+            metrics: Metrics { listen: Some("127.0.0.1:9481".parse().unwrap()), public: false },
+            guest: examples.guest.clone(),
+            ..Config::default()
+        };
+        assert_eq!(examples, shown, "what is no example is the default");
+        let guests = examples.guests().unwrap();
+        assert_eq!((guests.len(), &guests[0].guest), (1, &Who::Name("web".into())));
     }
 
     #[test]

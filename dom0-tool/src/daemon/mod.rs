@@ -7,7 +7,9 @@ mod capture;
 mod config;
 mod data;
 mod lock;
+mod notify;
 mod realtime;
+mod scrape;
 mod server;
 mod threads;
 
@@ -24,6 +26,7 @@ use crate::control::error::{Failure, FailureKind};
 use crate::control::{AttachRequest, DEFAULT_SIZE_BYTES, Detached, Manager};
 use crate::ipc::{DEFAULT_SOCKET, Generated, Reply, Request, Stats, ask, hand_over};
 use crate::port::generator::{MAX_FRAME_BYTES, MIN_FRAME_BYTES, Stream};
+use crate::sandbox::{self, Needs};
 use crate::store::client::{Client, Notice};
 use crate::switch::Mac;
 use crate::worker::{Target, WorkerCounters};
@@ -31,6 +34,7 @@ use crate::xen::kept::KeptPages;
 use crate::xen::{DomainId, OpenError};
 pub use config::{Config, Defaults};
 use lock::Lock;
+pub use scrape::Metrics;
 use threads::DataThreads;
 pub use threads::Workers;
 
@@ -102,8 +106,10 @@ pub fn run(config: &Config, start: Start) -> Result<(), Failure> {
 
 /// Runs the daemon on its socket.
 fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), Failure> {
-    let (tell, events) = channel();
+    let scraped = scrape::listen(&config.metrics)?;
     let memory_file = config.memory.clone().unwrap_or_else(|| DEFAULT_MEMORY.into());
+    enter_sandbox(config, socket, &memory_file)?;
+    let (tell, events) = channel();
     let kept = KeptPages::in_folder(memory_file.with_file_name("rings"));
     let to_main = tell.clone();
     let data = threads::start(&config.worker, &kept, move || drop(to_main.send(Event::Fault)))?;
@@ -123,7 +129,12 @@ fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), F
     daemon.manager.configure(guests, Monotonic.now_ns())?;
     kept.sweep(|domain| daemon.manager.serves(domain));
     stop_on_signals(tell.clone())?;
+    if let Some(listener) = scraped {
+        let tell = tell.clone();
+        scrape::serve(listener, move || read_stats(&tell))?;
+    }
     server::serve(listener, tell);
+    notify::ready();
     tracing::info!("ready: serving as domain {own}, listening on {}", socket.display());
     let result = daemon.work(&events);
     match result {
@@ -144,6 +155,34 @@ pub fn connect_store(notice: impl FnMut(Notice) + Send + 'static) -> Result<Clie
         let kind = if denied { FailureKind::Denied } else { FailureKind::NoXen };
         Failure::new(kind, format!("{error}; start xenstored, and run as root in dom0 or in a driver domain"))
     })
+}
+
+/// Gives up what the daemon does not need, before there are other threads. Devices are opened in the sandbox.
+fn enter_sandbox(config: &Config, socket: &Path, memory: &Path) -> Result<(), Failure> {
+    if config.no_sandbox {
+        tracing::warn!("running without the sandbox, with all rights of its user");
+        return Ok(());
+    }
+    let mut folders = Vec::new();
+    for folder in [socket.parent(), memory.parent()].into_iter().flatten() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        // Only what is there can be kept writable.
+        std::fs::create_dir_all(folder).map_err(|error| {
+            Failure::new(FailureKind::Other, format!("making {}: {error}", folder.display()))
+        })?;
+        folders.push(folder.to_owned());
+    }
+    sandbox::enter(&Needs { folders, realtime: config.realtime })
+}
+
+/// Asks the main thread for the counters, as Prometheus reads them.
+fn read_stats(tell: &Sender<Event>) -> Option<String> {
+    let (answer, answered) = channel();
+    tell.send(Event::Request(Request::Stats, answer)).ok()?;
+    match answered.recv().ok()? {
+        Reply::Ok(stats) => Some(crate::metrics::text(&stats)),
+        Reply::Error(_) => None,
+    }
 }
 
 fn not_xen(error: OpenError) -> Failure {
@@ -211,6 +250,7 @@ impl Daemon {
                         "closing all interfaces after signal {signal}; once more to leave at once"
                     );
                     self.stopping = true;
+                    notify::stopping();
                     self.manager.close_all(now_ns);
                 }
                 Err(RecvTimeoutError::Timeout) => self.manager.on_time(now_ns),
