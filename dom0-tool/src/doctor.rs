@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn every_check_that_is_bad_says_what_to_do() {
         let checks = examine(Path::new("/nowhere/drayage.sock"));
-        assert_eq!(checks.len(), 8);
+        assert_eq!(checks.len(), 9);
         for check in &checks {
             assert!(check.verdict == Verdict::Ok || !check.mend.is_empty(), "{check:?}");
         }
