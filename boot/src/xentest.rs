@@ -6,9 +6,11 @@ mod by_xl;
 mod driver_domain;
 mod life;
 mod netfront;
+mod operator;
 mod ours;
 mod package;
 mod plain;
+mod policy;
 mod restart;
 mod stock;
 mod switch;
@@ -41,6 +43,8 @@ fn scenarios() -> Vec<Scenario> {
         stock::scenarios(),
         life::scenarios(),
         ours::scenarios(),
+        policy::scenarios(),
+        operator::scenarios(),
         netfront::scenarios(),
         restart::scenarios(),
         by_xl::scenarios(),

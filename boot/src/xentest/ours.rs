@@ -58,7 +58,12 @@ fn create_attached(bench: &mut Bench, guest: &Guest, mac: &str) -> Result<()> {
 }
 
 fn attach(bench: &mut Bench, name: &str, mac: &str) -> Result<()> {
-    backend::attach(bench.dom0, name, mac, &format!("--port tap:{TAP}"))?;
+    attach_with(bench, name, mac, "")
+}
+
+/// Attaches a domain to the daemon's TAP, with further options, and gives dom0 its address there.
+pub(super) fn attach_with(bench: &mut Bench, name: &str, mac: &str, options: &str) -> Result<()> {
+    backend::attach(bench.dom0, name, mac, &format!("--port tap:{TAP} {options}"))?;
     let up = format!(
         "ip link set {TAP} up; ip addr show dev {TAP} | grep -q {HOST_IP} || ip addr add {HOST_IP}/24 dev {TAP}"
     );
