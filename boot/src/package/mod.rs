@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn what_a_package_must_not_be_is_found() {
         for (package, named) in [
-            (package(Kind::Ordinary, 0o755), "conffiles"),
+            (package(Kind::Ordinary, 0o755), "/etc/drayage/drayage.toml: its sum is"),
             (package(Kind::Configuration, 0o644), "/usr/sbin/drayage: has mode 644"),
             (package(Kind::Configuration, 0o777), "others may write it"),
             (package(Kind::Configuration, 0o4755), "special bits"),
