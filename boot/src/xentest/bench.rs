@@ -12,7 +12,7 @@ use crate::dom0::{Dom0, Guest, Mode, Start, await_gone};
 const GREETING: Duration = Duration::from_secs(60);
 
 /// Patience with what a guest prints.
-pub(super) const CONSOLE: Duration = Duration::from_secs(30);
+pub(super) const CONSOLE: Duration = Duration::from_secs(90);
 
 /// A machine on which one scenario runs.
 pub(super) struct Bench<'a> {
