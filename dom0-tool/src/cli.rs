@@ -135,7 +135,7 @@ pub(crate) struct Output {
     pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnOff {
     On,
     Off,
@@ -170,6 +170,13 @@ pub(crate) struct AttachArgs {
     /// Whether containers are offered to the guest.
     #[arg(long, value_enum, default_value = "on")]
     pub(crate) containers: OnOff,
+    /// Whether the guest may have its pages mapped here, so that packets cost no grant operation.
+    #[arg(long, value_enum, default_value = "off")]
+    pub(crate) staged: OnOff,
+    /// Whether the guest is told to trust this backend; one that is not told copies what it receives through
+    /// mapped pages before it looks.
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) trusted: OnOff,
     /// Drops what the guest sends from another address than its own.
     #[arg(long)]
     pub(crate) locked_mac: bool,

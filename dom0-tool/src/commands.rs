@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use drayage::capture::file::count;
 use drayage::control::attachment::Attachment;
-use drayage::control::details::Containers;
+use drayage::control::details::{Containers, Mapping};
 use drayage::control::elsewhere;
 use drayage::control::error::{Failure, FailureKind};
 use drayage::control::views::Interface;
@@ -101,6 +101,7 @@ fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
             OnOff::Off => Containers::Off,
         },
         rules: Rules { locked_mac: args.locked_mac, isolated: args.isolated },
+        mapping: Mapping { staged: args.staged == OnOff::On, trusted: args.trusted == OnOff::On },
     };
     let made: Attachment = match args.backend {
         None => ask(socket, &request)?,

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::control::details::Containers;
+use crate::control::details::{Containers, Mapping};
 use crate::control::error::{Failure, FailureKind};
 use crate::control::views::{InterfaceStats, UplinkStats};
 use crate::port::generator::Report;
@@ -48,6 +48,9 @@ pub enum Request {
         /// What the guest is held to.
         #[serde(flatten)]
         rules: Rules,
+        /// Whether the guest may have its pages mapped.
+        #[serde(default)]
+        mapping: Mapping,
     },
     /// Detaches a guest; the reply comes when it is done.
     Detach {

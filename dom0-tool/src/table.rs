@@ -21,8 +21,19 @@ pub fn interfaces(list: &[Interface]) -> String {
     if list.is_empty() {
         return "nothing is attached: `drayage attach DOMAIN`".into();
     }
-    let mut table =
-        table(&["domain", "id", "vif", "mac", "port", "state", "containers", "policy", "size", "rules"]);
+    let mut table = table(&[
+        "domain",
+        "id",
+        "vif",
+        "mac",
+        "port",
+        "state",
+        "containers",
+        "staged",
+        "policy",
+        "size",
+        "rules",
+    ]);
     for one in list {
         let containers = match (one.rx_containers, one.tx_containers) {
             (Some(rx), Some(tx)) => match (rx, tx) {
@@ -41,6 +52,8 @@ pub fn interfaces(list: &[Interface]) -> String {
             one.port.clone().unwrap_or_else(|| "-".into()),
             one.state.clone(),
             containers.into(),
+            one.staged_pages
+                .map_or("-".into(), |pages| if pages == 0 { "no".into() } else { pages.to_string() }),
             one.policy.clone(),
             one.size_bytes.to_string(),
             one.rules.words().into(),
@@ -64,6 +77,8 @@ pub fn stats(stats: &Stats) -> String {
             "slots",
             "grant ops",
             "grant bytes",
+            "mapped ops",
+            "mapped bytes",
             "copies",
         ]);
         for (name, direction, ratio) in [
@@ -79,6 +94,8 @@ pub fn stats(stats: &Stats) -> String {
                 direction.slots.to_string(),
                 direction.grant_ops.to_string(),
                 direction.copied_bytes.to_string(),
+                direction.mapped_ops.to_string(),
+                direction.mapped_bytes.to_string(),
                 direction.copies.to_string(),
             ]);
         }
@@ -97,6 +114,11 @@ pub fn stats(stats: &Stats) -> String {
             counters.wakeups,
             counters.filtered,
             counters.guest_errors
+        ));
+        let staging = counters.staging;
+        text.push_str(&format!(
+            "mapped pages {}, control requests {}, refused {}\n",
+            staging.pages, staging.requests, staging.refused
         ));
         text.push_str(&format!(
             "drops: queue full {}, too late {}, too large {}, bad buffer {}, not segmentable {}, malformed {}, \

@@ -27,9 +27,10 @@ use crate::switch::{PortId, Segment};
 use crate::vif::holds::HoldTimes;
 use crate::vif::multicast::{Groups, Subscriptions};
 use crate::vif::rx::{Rx, Wish};
+use crate::vif::staging::{self, Staging};
 use crate::vif::tx::{Left, Scratch, Tx};
 use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Rings, Vif};
-use crate::xen::{CopyOp, EventPort, Xen, XenError};
+use crate::xen::{Access, Copies, EventPort, Xen, XenError};
 use load::Load;
 use stream::Running;
 pub use stream::Target;
@@ -138,10 +139,12 @@ pub struct Worker<X: Xen, C> {
     trunks: Vec<PortId>,
     landing: Box<[u8; MAX_FRAME_BYTES]>,
     manifest: Box<Manifest>,
-    tx_ops: Vec<CopyOp>,
-    rx_ops: Vec<CopyOp>,
+    tx_copies: Copies,
+    rx_copies: Copies,
     owners: Vec<Option<PortId>>,
     pending: Vec<EventPort>,
+    /// Whether a control ring is to be looked at in the next pass.
+    control_ready: bool,
     put_off_until_ns: u64,
     load: Load,
     capture: Option<Box<Capture>>,
@@ -162,10 +165,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             trunks: Vec::new(),
             landing: Box::new([0; MAX_FRAME_BYTES]),
             manifest: Box::new(Manifest::new()),
-            tx_ops: Vec::with_capacity(BATCH_OPS),
-            rx_ops: Vec::with_capacity(BATCH_OPS),
+            tx_copies: Copies::with_capacity(BATCH_OPS),
+            rx_copies: Copies::with_capacity(BATCH_OPS),
             owners: Vec::new(),
             pending: vec![EventPort(0); EVENTS],
+            control_ready: false,
             put_off_until_ns: 0,
             load: Load::default(),
             capture: None,
@@ -246,11 +250,21 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     pub fn connect(&mut self, segment: Segment, connection: &Connection) -> Result<PortId, ConnectError> {
         let id = self.fabric.vacancy().ok_or(ConnectError::NoRoom)?;
         let domain = connection.domain;
-        let tx_page = self.xen.map(domain, connection.tx_ring)?;
-        let rx_page = self.xen.map(domain, connection.rx_ring)?;
+        let tx_page = self.xen.map(domain, connection.tx_ring, Access::ReadWrite)?;
+        let rx_page = self.xen.map(domain, connection.rx_ring, Access::ReadWrite)?;
         let events = self.bind(connection)?;
+        let staging = match self.attach_control(connection) {
+            Ok(staging) => staging,
+            Err(error) => {
+                self.unbind(events);
+                return Err(error.into());
+            }
+        };
         let Some(region) = self.fabric.take_region() else {
             self.unbind(events);
+            if let Some(staging) = staging {
+                self.xen.unbind(staging.event);
+            }
             return Err(ConnectError::NoRoom);
         };
         let ledgers = ledger_names(connection);
@@ -266,6 +280,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             tx: Tx::new(tx_ring, domain, connection.tx_format),
             rx: Rx::new(rx_ring, sequence, connection, REGION_BYTES),
             ledgers,
+            staging,
             subscriptions: Subscriptions::new(groups),
             events,
             counters: Counters::default(),
@@ -277,7 +292,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             notify_rx: taken_over,
             fault: None,
         };
-        for port in [events.tx, events.rx] {
+        let control = vif.staging.as_ref().map(|staging| staging.event);
+        // Requests may be there already.
+        self.control_ready |= control.is_some();
+        for port in [events.tx, events.rx].into_iter().chain(control) {
             let at = port.0 as usize;
             if self.owners.len() <= at {
                 self.owners.resize(at + 1, None);
@@ -311,6 +329,15 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         }
     }
 
+    /// Maps a frontend's control ring, if it has one, and binds its event channel.
+    fn attach_control(&mut self, connection: &Connection) -> Result<Option<Box<Staging<X::Page>>>, XenError> {
+        let Some(control) = connection.control else { return Ok(None) };
+        let domain = connection.domain;
+        let page = self.xen.map(domain, control.ring, Access::ReadWrite)?;
+        let event = self.xen.bind(domain, control.event)?;
+        Ok(Some(Box::new(Staging::new(page, domain, event))))
+    }
+
     fn unbind(&mut self, events: LocalEvents) {
         self.xen.unbind(events.tx);
         if events.rx != events.tx {
@@ -325,12 +352,16 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             return None;
         }
         let Some(Port { kind: Kind::Guest { vif, region }, .. }) = slot.take() else { return None };
-        for port in [vif.events.tx, vif.events.rx] {
+        let control = vif.staging.as_ref().map(|staging| staging.event);
+        for port in [vif.events.tx, vif.events.rx].into_iter().chain(control) {
             if let Some(owner) = self.owners.get_mut(port.0 as usize) {
                 *owner = None;
             }
         }
         self.unbind(vif.events);
+        if let Some(control) = control {
+            self.xen.unbind(control);
+        }
         for name in &vif.ledgers {
             self.xen.give_up(name);
         }
@@ -372,7 +403,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let now_ns = self.clock.now_ns();
         let events = self.take_events();
         let mut busy = 0;
-        let mut again = false;
+        let mut again = self.control_ready && self.serve_control() == staging::Left::Some;
         let looked = now_ns >= self.put_off_until_ns;
         if looked {
             let (frames, left) = self.take_from_guests(now_ns);
@@ -433,15 +464,49 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 if *port == vif.events.tx {
                     vif.tx_ready = true;
                 }
+                if let Some(staging) = &mut vif.staging
+                    && *port == staging.event
+                {
+                    staging.ready = true;
+                    self.control_ready = true;
+                }
             }
         }
         taken
     }
 
+    /// Answers control rings: rare, and a bounded part of a pass.
+    fn serve_control(&mut self) -> staging::Left {
+        self.control_ready = false;
+        let mut left = staging::Left::Nothing;
+        for at in 0..self.fabric.ports.len() {
+            let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at] else {
+                continue;
+            };
+            if vif.fault.is_some() {
+                continue;
+            }
+            let Vif { staging: Some(staging), counters, .. } = &mut **vif else { continue };
+            if !std::mem::take(&mut staging.ready) {
+                continue;
+            }
+            match staging.work(&mut self.xen, counters) {
+                Ok(staging::Left::Nothing) => {}
+                Ok(staging::Left::Some) => {
+                    staging.ready = true;
+                    self.control_ready = true;
+                    left = staging::Left::Some;
+                }
+                Err(overrun) => fail(&mut self.faults, vif, at, Fault::Control(overrun)),
+            }
+        }
+        left
+    }
+
     /// Reads TX rings and forwards what is in them.
     fn take_from_guests(&mut self, now_ns: u64) -> (usize, Left) {
         self.scratch.clear();
-        self.tx_ops.clear();
+        self.tx_copies.clear();
         let mut left = Left::Nothing;
         let mut any = false;
         for at in 0..self.fabric.ports.len() {
@@ -452,7 +517,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 continue;
             }
             any = true;
-            match vif.tx.gather(&mut self.scratch, &mut self.tx_ops) {
+            let staged = vif.staging.as_ref().map(|staging| &staging.table);
+            match vif.tx.gather(&mut self.scratch, staged, &mut self.tx_copies) {
                 Ok(Left::Nothing) => {
                     vif.tx_ready = false;
                     vif.tx_drained = true;
@@ -464,10 +530,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         if !any {
             return (0, left);
         }
-        if !self.tx_ops.is_empty() {
+        if self.tx_copies.granted() > 0 {
             self.counters.copy_batches += 1;
-            self.counters.copies += self.tx_ops.len() as u64;
-            self.xen.copy_from_guests(self.scratch.bytes_mut(), &mut self.tx_ops);
+            self.counters.copies += self.tx_copies.granted() as u64;
+            self.xen.copy_from_guests(self.scratch.bytes_mut(), self.tx_copies.ops_mut());
         }
         let mut frames = 0;
         for at in 0..self.fabric.ports.len() {
@@ -492,7 +558,14 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 let scratch = self.scratch.bytes();
                 let mut capture = self.capture.as_deref_mut();
                 if let Some(capture) = &mut capture {
-                    watch::note_gathered(capture, from.port, tx, scratch, &self.tx_ops, &mut self.manifest);
+                    watch::note_gathered(
+                        capture,
+                        from.port,
+                        tx,
+                        scratch,
+                        self.tx_copies.ops(),
+                        &mut self.manifest,
+                    );
                 }
                 let first = frames;
                 let each = |frame: &[u8], meta, counters: &mut Counters| {
@@ -514,7 +587,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                         capture.take(now_ns, Way::Out, capture.noted(frames - first - 1), frame);
                     }
                 };
-                tx.deliver(scratch, &self.tx_ops, &mut self.manifest, subscriptions, counters, each);
+                tx.deliver(scratch, self.tx_copies.ops(), &mut self.manifest, subscriptions, counters, each);
                 vif.woken = true;
                 vif.notify_tx |= vif.tx.publish();
             }
@@ -581,7 +654,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
 
     /// Copies what is ready into the guests' pages and answers their requests.
     fn hand_over(&mut self, now_ns: u64) -> Wish {
-        self.rx_ops.clear();
+        self.rx_copies.clear();
         let mut wish = Wish::Event;
         let mut any = false;
         for at in 0..self.fabric.ports.len() {
@@ -594,7 +667,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             any = true;
             let start = region_start(*region);
             let memory = &mut self.fabric.regions.bytes_mut()[start..start + REGION_BYTES];
-            match vif.rx.fill_batch(memory, start, now_ns, &mut self.rx_ops) {
+            let staged = vif.staging.as_ref().map(|staging| &staging.table);
+            match vif.rx.fill_batch(memory, start, now_ns, staged, &mut self.rx_copies) {
                 Ok(this) => wish = earlier(wish, this),
                 Err(error) => fail(&mut self.faults, vif, at, error.into()),
             }
@@ -603,10 +677,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             return wish;
         }
         let mut done_ns = now_ns;
-        if !self.rx_ops.is_empty() {
+        if self.rx_copies.granted() > 0 {
             self.counters.copy_batches += 1;
-            self.counters.copies += self.rx_ops.len() as u64;
-            self.xen.copy_to_guests(self.fabric.regions.bytes(), &mut self.rx_ops);
+            self.counters.copies += self.rx_copies.granted() as u64;
+            self.xen.copy_to_guests(self.fabric.regions.bytes(), self.rx_copies.ops_mut());
+        }
+        if !self.rx_copies.ops().is_empty() {
             if self.capture.is_some() {
                 self.watch_emitted(now_ns);
             }
@@ -618,7 +694,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 && vif.fault.is_none()
             {
                 let Vif { rx, counters, .. } = &mut **vif;
-                vif.notify_rx |= rx.complete(&self.rx_ops, done_ns, counters);
+                vif.notify_rx |= rx.complete(self.rx_copies.ops(), done_ns, counters);
             }
         }
         wish
@@ -630,6 +706,13 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let Kind::Guest { vif, .. } = &mut port.kind else { continue };
             vif.counters.wakeups += u64::from(std::mem::take(&mut vif.woken));
             let (tx, rx) = (std::mem::take(&mut vif.notify_tx), std::mem::take(&mut vif.notify_rx));
+            if let Some(staging) = &mut vif.staging
+                && std::mem::take(&mut staging.notify)
+            {
+                self.xen.notify(staging.event);
+                vif.counters.events_out += 1;
+                vif.counters.hypercalls += 1;
+            }
             let shared = vif.events.tx == vif.events.rx;
             if tx || (rx && shared) {
                 self.xen.notify(vif.events.tx);

@@ -187,13 +187,13 @@ fn what_was_asked_for_is_what_the_daemon_is_told() {
     let args = ["attach", "web", "--vif", "2", "--mac", "00:16:3e:01:02:03", "--port", "tap:t0,bridge=br0"];
     let more = ["--policy", "fixed:size=8192,timeout=100", "--size", "8192", "--containers", "off"];
     let urgent = ["--urgent", "arp,ef"];
-    let rules = ["--locked-mac", "--isolated"];
+    let rules = ["--locked-mac", "--isolated", "--staged", "on", "--trusted", "off"];
     assert_eq!(drayage(&socket, &[&args[..], &more[..], &urgent, &rules].concat()).code, 4);
     let told: serde_json::Value = serde_json::from_str(&daemon.join().expect("no panic")).expect("JSON");
     let expected = serde_json::json!({
         "op": "attach", "domain": "web", "vif": 2, "mac": "00:16:3e:01:02:03", "port": "tap:t0,bridge=br0",
         "policy": "fixed:size=8192,timeout=100", "urgent": "arp,ef", "size_bytes": 8192, "containers": "off",
-        "locked_mac": true, "isolated": true,
+        "locked_mac": true, "isolated": true, "mapping": { "staged": true, "trusted": false },
     });
     assert_eq!(told, expected);
 }

@@ -11,7 +11,8 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use drayage::xen::{CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
+use drayage::xen::{self, By, CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
+use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 use memxen::grants::{Copy, Foreign, status};
 use memxen::raw::RawPage;
@@ -100,6 +101,7 @@ pub struct Back {
 /// A page in a backend's hands: its own, or a guest's, who may write between any two loads.
 pub struct BackPage {
     page: RawPage,
+    access: xen::Access,
     life: Life,
     meddler: Meddler,
 }
@@ -147,8 +149,8 @@ impl Back {
         *self.meddler.borrow_mut() = Some(Box::new(meddler));
     }
 
-    fn page(&self, page: RawPage) -> BackPage {
-        BackPage { page, life: self.life.clone(), meddler: self.meddler.clone() }
+    fn page(&self, page: RawPage, access: xen::Access) -> BackPage {
+        BackPage { page, access, life: self.life.clone(), meddler: self.meddler.clone() }
     }
 
     /// Returns whether a port is pending and not masked: what makes the device file readable.
@@ -166,17 +168,45 @@ fn range(op: &CopyOp) -> std::ops::Range<usize> {
     op.local as usize..op.local as usize + usize::from(op.len)
 }
 
+impl xen::PageAccess for BackPage {
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
+        let fits = self.access == xen::Access::ReadWrite && offset + bytes.len() <= PAGE_SIZE;
+        if fits {
+            self.life.spend();
+            meddle(&self.meddler, Moment::Copying);
+            self.page.write(offset, bytes);
+            meddle(&self.meddler, Moment::Copied);
+        }
+        fits
+    }
+
+    fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
+        let fits = offset + into.len() <= PAGE_SIZE;
+        if fits {
+            meddle(&self.meddler, Moment::Copying);
+            self.page.read(offset, into);
+            meddle(&self.meddler, Moment::Copied);
+        }
+        fits
+    }
+}
+
 impl Xen for Back {
     type Page = BackPage;
 
-    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<BackPage, XenError> {
+    fn map(&mut self, domain: DomainId, grant: GrantRef, access: xen::Access) -> Result<BackPage, XenError> {
         self.life.spend();
-        let page = self.hv.raw_map(DOM0, memxen::DomainId(domain.0), memxen::GrantRef(grant.0));
+        let wanted = match access {
+            xen::Access::ReadOnly => memxen::Access::ReadOnly,
+            xen::Access::ReadWrite => memxen::Access::ReadWrite,
+        };
+        let (id, reference) = (memxen::DomainId(domain.0), memxen::GrantRef(grant.0));
+        let page = self.hv.raw_map_for(DOM0, id, reference, wanted);
         let page = page.map_err(|status| {
             let source = io::Error::other(format!("grant operation status {status}"));
             XenError::Map { domain: domain.0, grant: grant.0, source }
         })?;
-        Ok(self.page(page))
+        Ok(self.page(page, access))
     }
 
     fn keep(&mut self, name: &str) -> Option<BackPage> {
@@ -187,7 +217,7 @@ impl Xen for Back {
             Some(page) => page.clone(),
             None => kept.entry(name.into()).or_insert(new()?).clone(),
         };
-        Some(self.page(page))
+        Some(self.page(page, xen::Access::ReadWrite))
     }
 
     fn give_up(&mut self, name: &str) {
@@ -242,7 +272,7 @@ impl Xen for Back {
     }
 
     fn copy_to_guests(&mut self, local: &[u8], ops: &mut [CopyOp]) {
-        for op in ops {
+        for op in ops.iter_mut().filter(|op| op.by == By::Grant) {
             let Some(bytes) = local.get(range(op)) else {
                 op.status = status::GENERAL_ERROR;
                 continue;
@@ -256,7 +286,7 @@ impl Xen for Back {
     }
 
     fn copy_from_guests(&mut self, local: &mut [u8], ops: &mut [CopyOp]) {
-        for op in ops {
+        for op in ops.iter_mut().filter(|op| op.by == By::Grant) {
             let Some(bytes) = local.get_mut(range(op)) else {
                 op.status = status::GENERAL_ERROR;
                 continue;

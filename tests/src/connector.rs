@@ -8,7 +8,7 @@ use drayage::clock::Clock;
 use drayage::policy::Policy;
 use drayage::switch::{Mac, PortId};
 use drayage::vif::rx::{self, Accepts};
-use drayage::vif::{Connection, RemoteEvents, Rings, tx};
+use drayage::vif::{Connection, ControlRing, RemoteEvents, Rings, tx};
 use drayage::worker::{ConnectError, Worker};
 use drayage::xen;
 use drayage_netfront::platform::DomainId;
@@ -35,6 +35,8 @@ pub struct Offers {
     pub super_frames: bool,
     /// The MTU that the toolstack names, if it names one.
     pub mtu: Option<usize>,
+    /// A control ring, for static grants.
+    pub control: bool,
 }
 
 impl Default for Offers {
@@ -46,6 +48,7 @@ impl Default for Offers {
             split: true,
             super_frames: true,
             mtu: None,
+            control: false,
         }
     }
 }
@@ -90,6 +93,7 @@ impl Connector {
             (keys::FEATURE_GSO_TCPV6, "1"),
             (keys::FEATURE_IPV6_CSUM_OFFLOAD, "1"),
             (keys::FEATURE_SPLIT_EVENT_CHANNELS, flag(self.offers.split)),
+            (keys::FEATURE_CTRL_RING, flag(self.offers.control)),
             (keys::FEATURE_RX_CONTAINERS, flag(self.offers.rx_containers)),
             (keys::FEATURE_TX_CONTAINERS, flag(self.offers.tx_containers)),
             (keys::TX_CONTAINER_MAX_BYTES, &max_bytes),
@@ -145,7 +149,12 @@ impl Connector {
         } else {
             tx::Format::Plain
         };
+        let control = number(keys::CTRL_RING_REF).map(|ring| ControlRing {
+            ring: xen::GrantRef(ring),
+            event: xen::EventPort(wanted(keys::EVENT_CHANNEL_CTRL)),
+        });
         let connection = Connection {
+            control,
             domain: xen::DomainId(guest.0),
             mac,
             tx_ring: xen::GrantRef(wanted(keys::TX_RING_REF)),

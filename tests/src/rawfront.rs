@@ -74,6 +74,19 @@ impl RawFront {
         shape: impl FnOnce(&mut Connection),
     ) -> Self {
         hv.create_domain(guest);
+        Self::connect_made(hv, worker, guest, shape)
+    }
+
+    /// As [`connect_as`](Self::connect_as), of a domain that is there.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn connect_made<C: Clock>(
+        hv: &Hypervisor,
+        worker: &mut Worker<Back, C>,
+        guest: DomainId,
+        shape: impl FnOnce(&mut Connection),
+    ) -> Self {
         let granted = |page: RawPage| {
             let grant = hv.grant(guest, DOM0, page.address(), Access::ReadWrite).expect("a grant");
             (page, grant)
@@ -98,6 +111,7 @@ impl RawFront {
             rules: Rules::default(),
             groups: Groups::All,
             rings: Rings::New,
+            control: None,
         };
         shape(&mut connection);
         let id = worker.connect(LAN, &connection).expect("it connects");

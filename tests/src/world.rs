@@ -15,7 +15,7 @@ use drayage::class::Classes;
 use drayage::clock::Clock;
 use drayage::control::AttachRequest;
 use drayage::control::attachment::Memory;
-use drayage::control::details::Containers;
+use drayage::control::details::{Containers, Mapping};
 use drayage::policy::Policy;
 use drayage::port::{Budget, Sent, Uplink};
 use drayage::segment;
@@ -183,7 +183,12 @@ impl Guest {
 
     /// One waking of the guest: the loop of a kernel, as netfront's documentation has it.
     fn turn(&mut self, now_ns: u64) {
-        let Some(vif) = self.driver.vif_mut(HANDLE).filter(|vif| vif.is_up()) else { return };
+        let Some(vif) = self.driver.vif_mut(HANDLE) else { return };
+        if !vif.is_up() {
+            // It may be waiting for its pages.
+            self.readiness = vif.rearm();
+            return;
+        }
         let (mac, address) = (self.mac, &self.address);
         let stack = self.stack.get_or_insert_with(|| Stack::new(vif, mac, address));
         let now = instant(now_ns);
@@ -271,6 +276,8 @@ pub struct Shape {
     pub control: ControlPath,
     /// Whether the uplink carries TCP super-frames, and the host beyond makes them.
     pub super_frames: bool,
+    /// What the real control path tells and offers of mapped pages.
+    pub mapping: Mapping,
 }
 
 /// Who connects the vifs.
@@ -293,6 +300,7 @@ impl Default for Shape {
             settings: Settings::default(),
             control: ControlPath::Hand,
             super_frames: false,
+            mapping: Mapping::default(),
         }
     }
 }
@@ -424,6 +432,17 @@ impl World {
         index
     }
 
+    /// As [`add_guest`](Self::add_guest), with wishes of its own.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn add_guest_as(&mut self, id: u16, options: Options) -> usize {
+        let others = std::mem::replace(&mut self.shape.options, options);
+        let index = self.add_guest(id);
+        self.shape.options = others;
+        index
+    }
+
     /// Adds a guest without a vif.
     ///
     /// # Panics
@@ -470,6 +489,7 @@ impl World {
                 urgent: self.shape.urgent,
                 size_bytes: 65_536,
                 containers,
+                mapping: self.shape.mapping,
                 rules: Default::default(),
             });
             self.negotiate();
@@ -498,6 +518,14 @@ impl World {
                 panic!("{failure}");
             }
             self.negotiate();
+            // Pages that the backend maps are asked for back by way of the worker first.
+            let until_ns = self.now_ns() + 1_000_000;
+            let key = (drayage::xen::DomainId(id.0), HANDLE);
+            while self.control.as_ref().is_some_and(|control| control.manager.is_attached(key))
+                && self.now_ns() < until_ns
+            {
+                self.idle_until(self.now_ns() + 10_000);
+            }
         } else {
             let guest = &mut self.guests[index];
             self.connector.close(&mut self.worker.0.borrow_mut(), guest.id);
@@ -544,10 +572,19 @@ impl World {
     /// Lets both ends' control paths run until neither has anything to do.
     pub fn negotiate(&mut self) {
         let now_ns = self.clock.now_ns();
+        let mut passes = 0;
         loop {
             let mut any = self.control.as_mut().is_some_and(|control| control.pump(now_ns));
             for guest in &mut self.guests {
                 any |= guest.pump();
+            }
+            // Pages are mapped and unmapped by the worker.
+            let woken = self.worker.0.borrow().xen().is_readable() || self.next.when == Wish::Now;
+            if woken && self.shape.mapping.staged {
+                self.next = self.worker.0.borrow_mut().pass();
+                self.passes += 1;
+                passes += 1;
+                any |= passes < 500;
             }
             if !any {
                 return;

@@ -101,6 +101,7 @@ fn what_dom0_makes_is_served_until_the_guest_is_gone() {
         size_bytes: 16_384,
         containers: Containers::On,
         rules: Default::default(),
+        mapping: Default::default(),
     };
     let (store, own) = (control.store.clone(), drayage::xen::DomainId(1));
     let made = elsewhere::attach(&store, own, &request, "driver").expect("it is attached");
@@ -113,7 +114,7 @@ fn what_dom0_makes_is_served_until_the_guest_is_gone() {
     assert_eq!(itself.kind, FailureKind::BadValue);
     world.negotiate();
     assert!(world.guests[guest].vif().is_up());
-    let list = world.control.as_ref().expect("one").manager.list();
+    let list = world.control.as_mut().expect("one").manager.list();
     assert_eq!((list[0].policy.as_str(), list[0].size_bytes), ("fixed:size=8192,timeout=100", 16_384));
     world.restart();
     world.negotiate();

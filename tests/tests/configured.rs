@@ -23,6 +23,7 @@ fn wanted(guest: Who) -> Wanted {
         size_bytes: 65_536,
         containers: Containers::On,
         rules: Default::default(),
+        mapping: Default::default(),
     };
     Wanted { guest, vif: HANDLE, request }
 }
@@ -37,8 +38,8 @@ fn configure(world: &mut World, all: Vec<Wanted>) {
     world.negotiate();
 }
 
-fn states(world: &World) -> Vec<(String, String)> {
-    let list = world.control.as_ref().expect("one").manager.list();
+fn states(world: &mut World) -> Vec<(String, String)> {
+    let list = world.control.as_mut().expect("one").manager.list();
     list.into_iter().map(|i| (i.name, i.state)).collect()
 }
 
@@ -47,7 +48,7 @@ fn a_guest_is_attached_when_it_appears_by_name_or_uuid() {
     for guest in [Who::Name(name_of(DomainId(5))), Who::Uuid("UUID-5".into())] {
         let mut world = world();
         configure(&mut world, vec![wanted(guest.clone())]);
-        assert_eq!(states(&world), []);
+        assert_eq!(states(&mut world), []);
         let (a, b) = (world.add_domain(5), world.add_domain(6));
         for id in [5, 6] {
             world.reintroduce(DomainId(id));
@@ -63,7 +64,7 @@ fn a_guest_is_attached_when_it_appears_by_name_or_uuid() {
         configure(&mut world, vec![wanted(guest.clone())]);
         assert_eq!(world.guests[a].vif().counters().connects, 1);
         configure(&mut world, Vec::new());
-        assert_eq!(states(&world), []);
+        assert_eq!(states(&mut world), []);
         assert!(world.guests[a].driver.vif_mut(HANDLE).is_none());
         world.await_grants(a);
         world.end();
@@ -80,15 +81,15 @@ fn a_change_is_not_noticed_unless_it_was_agreed_upon() {
     one.request.policy = "fixed:size=8192,timeout=50".parse().expect("a policy");
     one.request.size_bytes = 8192;
     configure(&mut world, vec![one.clone()]);
-    let list = world.control.as_ref().expect("one").manager.list();
+    let list = world.control.as_mut().expect("one").manager.list();
     assert_eq!((list[0].policy.as_str(), list[0].size_bytes), ("fixed:size=8192,timeout=50", 8192));
     assert_eq!((list[0].state.as_str(), world.guests[a].vif().counters().connects), ("connected", 1));
     // Another address is another interface to the guest.
     one.request.mac = Some(Mac([2, 0, 0, 0, 1, 9]));
     configure(&mut world, vec![one.clone()]);
-    assert_eq!(states(&world), [("guest5".to_owned(), "connected".to_owned())]);
+    assert_eq!(states(&mut world), [("guest5".to_owned(), "connected".to_owned())]);
     assert!(world.guests[a].vif().is_up());
-    let list = world.control.as_ref().expect("one").manager.list();
+    let list = world.control.as_mut().expect("one").manager.list();
     assert_eq!(list[0].mac, "02:00:00:00:01:09");
     configure(&mut world, Vec::new());
     world.await_grants(a);

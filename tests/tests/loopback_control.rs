@@ -3,7 +3,7 @@
 
 use drayage::class::Classes;
 use drayage::control::AttachRequest;
-use drayage::control::details::Containers;
+use drayage::control::details::{Containers, Mapping};
 use drayage::control::error::FailureKind;
 use drayage::policy::Policy;
 use drayage::switch::Mac;
@@ -188,6 +188,7 @@ fn requests_that_cannot_be_met_name_what_is_wrong() {
         urgent: Classes::default(),
         size_bytes: 65_536,
         containers: Containers::On,
+        mapping: Mapping::default(),
         rules: Default::default(),
     };
     let control = world.control.as_mut().expect("one");

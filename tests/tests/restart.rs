@@ -121,7 +121,7 @@ fn an_orderly_change_of_backends_is_not_noticed() {
         for part in 1..8 {
             world.run(60 * SECOND_NS, |world| world.guests[a].tasks.tcp_sinks[0].0.got() >= part * 250_000);
             world.restart();
-            assert_eq!(world.control.as_ref().expect("one").manager.list().len(), 1);
+            assert_eq!(world.control.as_mut().expect("one").manager.list().len(), 1);
         }
         world.run(60 * SECOND_NS, |world| {
             let far = world.far.tasks.tcp_sinks[0].0.got();

@@ -144,6 +144,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             size_bytes: super::DEFAULT_SIZE_BYTES,
             containers: Containers::On,
             rules: Default::default(),
+            mapping: Default::default(),
         };
         request.judge()?;
         let attachment = request.attachment(&domain, key.1);
@@ -174,7 +175,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         }
         let (segment, _) = self.segment_of(&attachment);
         if rings == Rings::New {
-            nodes.offer(&self.store, attachment.containers)?;
+            nodes.offer(&self.store, attachment.containers, attachment.mapping)?;
         }
         let device = Device::new(domain, attachment, nodes.clone(), segment, rings);
         self.store.watch(&device.watched(), &device.token())?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::details::Containers;
+use super::details::{Containers, Mapping};
 use crate::class::Classes;
 use crate::policy::Policy;
 use crate::port::spec::PortSpec;
@@ -46,6 +46,9 @@ pub struct Attachment {
     /// Whether it is the configuration that wants it, and no operator.
     #[serde(default)]
     pub configured: bool,
+    /// Whether it may have its pages mapped.
+    #[serde(default)]
+    pub mapping: Mapping,
 }
 
 fn write_text<S: Serializer>(value: &impl ToString, to: S) -> Result<S::Ok, S::Error> {
@@ -155,6 +158,7 @@ mod tests {
             containers: Containers::On,
             rules: Rules { locked_mac: true, isolated: false },
             configured: false,
+            mapping: Mapping { staged: true, trusted: false },
         };
         let two = Attachment { vif: 1, port: None, containers: Containers::Off, ..one.clone() };
         let all = Remembrance { attachments: vec![one, two], devices: vec!["dry0".into()] };

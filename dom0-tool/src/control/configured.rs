@@ -136,7 +136,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         }
         let (segment, _) = self.segment_of(attachment);
         let Some(device) = self.devices.get_mut(&key) else { return Ok(()) };
-        let agreed = |a: &super::Attachment| (a.mac, a.containers);
+        let agreed = |a: &super::Attachment| (a.mac, a.containers, a.mapping);
         let anew = agreed(&device.attachment) != agreed(attachment);
         for remembered in &mut self.remembered {
             let place = &remembered.attachment;

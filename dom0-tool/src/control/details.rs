@@ -13,7 +13,7 @@ use crate::rules::Rules;
 use crate::store::{Store, StoreError, Transaction};
 use crate::switch::Mac;
 use crate::vif::multicast::Groups;
-use crate::vif::{Connection, RemoteEvents, Rings, rx, tx};
+use crate::vif::{Connection, ControlRing, RemoteEvents, Rings, rx, tx};
 use crate::xen::{DomainId, EventPort, GrantRef};
 
 /// Whether containers are offered to a guest.
@@ -27,8 +27,24 @@ pub enum Containers {
     Off,
 }
 
+/// Whether a guest may have its pages mapped here, and what it is told of us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Mapping {
+    /// A control ring is offered, over which the guest may ask for its pages to be mapped.
+    pub staged: bool,
+    /// The guest is told that this backend is to be trusted.
+    pub trusted: bool,
+}
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self { staged: false, trusted: true }
+    }
+}
+
 /// Returns the features that the backend writes, before anything of the guest's is known.
-pub fn features(containers: Containers) -> Vec<(&'static str, String)> {
+pub fn features(containers: Containers, mapping: Mapping) -> Vec<(&'static str, String)> {
     let mut features: Vec<(&str, String)> = [
         keys::FEATURE_RX_COPY,
         keys::FEATURE_SG,
@@ -41,6 +57,9 @@ pub fn features(containers: Containers) -> Vec<(&'static str, String)> {
     .into_iter()
     .map(|key| (key, "1".into()))
     .collect();
+    if mapping.staged {
+        features.push((keys::FEATURE_CTRL_RING, "1".into()));
+    }
     if containers == Containers::On {
         features.push((keys::FEATURE_RX_CONTAINERS, VERSION.to_string()));
         features.push((keys::FEATURE_TX_CONTAINERS, VERSION.to_string()));
@@ -84,6 +103,8 @@ pub struct Wanted {
     pub containers: Containers,
     /// What the guest is held to.
     pub rules: Rules,
+    /// Whether a control ring was offered.
+    pub mapping: Mapping,
 }
 
 struct Reader<'a, S> {
@@ -157,6 +178,14 @@ pub fn read(
         }
         None => RemoteEvents::Shared(EventPort(from.number(keys::EVENT_CHANNEL)?)),
     };
+    let control = match from.optional(keys::CTRL_RING_REF)? {
+        Some(ring) if wanted.mapping.staged => {
+            let event = EventPort(from.number(keys::EVENT_CHANNEL_CTRL)?);
+            Some(ControlRing { ring: GrantRef(ring), event })
+        }
+        // One that was not asked for is left alone.
+        _ => None,
+    };
     let scatter = from.flag(keys::FEATURE_SG)?;
     let accepts = rx::Accepts {
         scatter,
@@ -190,6 +219,7 @@ pub fn read(
         tx_ring: GrantRef(from.number(keys::TX_RING_REF)?),
         rx_ring: GrantRef(from.number(keys::RX_RING_REF)?),
         events,
+        control,
         tx_format,
         rx_format,
         accepts,

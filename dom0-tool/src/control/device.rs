@@ -140,6 +140,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             size_bytes: attachment.size_bytes as usize,
             containers: attachment.containers,
             rules: attachment.rules,
+            mapping: attachment.mapping,
         };
         let (frontend, segment) = (device.nodes.frontend.clone(), device.segment);
         let read = transact(&self.store, |t| match details::read(&self.store, t, &frontend, &wanted) {

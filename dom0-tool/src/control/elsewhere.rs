@@ -59,7 +59,13 @@ pub fn attach(
     };
     let attachment = request.attachment(&guest, vif);
     let text = serde_json::to_string(&attachment).map_err(|error| other(error.to_string()))?;
-    Nodes::new(backend.id, guest.id, vif).create_for(store, attachment.mac, vif, &text)?;
+    Nodes::new(backend.id, guest.id, vif).create_for(
+        store,
+        attachment.mac,
+        vif,
+        attachment.mapping,
+        &text,
+    )?;
     Ok(attachment)
 }
 

@@ -30,7 +30,7 @@ use crate::vif::Rings;
 use crate::xen::DomainId;
 use attachment::{Attachment, Memory, Remembrance};
 use configured::Wanted;
-use details::Containers;
+use details::{Containers, Mapping};
 use device::{Device, Stage};
 use error::{Failure, FailureKind};
 use nodes::{Domain, Keeper, Nodes};
@@ -67,6 +67,8 @@ pub struct AttachRequest {
     pub containers: Containers,
     /// What the guest is held to.
     pub rules: Rules,
+    /// Whether it may have its pages mapped.
+    pub mapping: Mapping,
 }
 
 impl AttachRequest {
@@ -101,6 +103,7 @@ impl AttachRequest {
             size_bytes: self.size_bytes,
             containers: self.containers,
             rules: self.rules,
+            mapping: self.mapping,
             configured: false,
         }
     }
@@ -286,7 +289,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         let rings = if nodes.found(&self.store, attachment.mac, attachment.containers)? {
             Rings::TakenOver
         } else {
-            nodes.create(&self.store, vif, attachment.mac, mtu, attachment.containers)?;
+            nodes.create(&self.store, vif, attachment.mac, mtu, attachment.containers, attachment.mapping)?;
             Rings::New
         };
         let device = Device::new(domain.clone(), attachment.clone(), nodes, segment, rings);

@@ -4,7 +4,7 @@
 
 use drayage_wire::keys::{self, State};
 
-use super::details::{Containers, features};
+use super::details::{Containers, Mapping, features};
 use crate::store::{Permission, Store, StoreError, Transaction, children, read_text, transact};
 use crate::switch::Mac;
 use crate::xen::DomainId;
@@ -154,9 +154,10 @@ impl Nodes {
         store: &impl Store,
         mac: Mac,
         vif: u32,
+        mapping: Mapping,
         attachment: &str,
     ) -> Result<(), StoreError> {
-        let (front, mut back) = self.common(vif, mac, 1500);
+        let (front, mut back) = self.common(vif, mac, 1500, mapping);
         back.push((ATTACHMENT, attachment.into()));
         back.push((keys::STATE, State::Initialising.value().into()));
         let above = format!("{}/{}", backend_root(self.own), self.domain);
@@ -191,9 +192,14 @@ impl Nodes {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn offer(&self, store: &impl Store, containers: Containers) -> Result<(), StoreError> {
+    pub fn offer(
+        &self,
+        store: &impl Store,
+        containers: Containers,
+        mapping: Mapping,
+    ) -> Result<(), StoreError> {
         transact(store, |t| {
-            for (key, value) in features(containers) {
+            for (key, value) in features(containers, mapping) {
                 store.write(t, &format!("{}/{key}", self.backend), &value)?;
             }
             store.write(t, &format!("{}/{OFFERED}", self.backend), env!("CARGO_PKG_VERSION"))?;
@@ -221,23 +227,24 @@ impl Nodes {
         mac: Mac,
         mtu: u16,
         containers: Containers,
+        mapping: Mapping,
     ) -> Result<(), StoreError> {
-        let (front, mut back) = self.common(vif, mac, mtu);
+        let (front, mut back) = self.common(vif, mac, mtu, mapping);
         back.push(("hotplug-status", "connected".into()));
-        back.extend(features(containers));
+        back.extend(features(containers, mapping));
         back.push((keys::STATE, State::InitWait.value().into()));
         transact(store, |t| self.write_both(store, t, &front, &back))
     }
 
     /// Returns what is written into the frontend's and into our directory in any case.
-    fn common(&self, vif: u32, mac: Mac, mtu: u16) -> (Pairs, Pairs) {
+    fn common(&self, vif: u32, mac: Mac, mtu: u16, mapping: Mapping) -> (Pairs, Pairs) {
         let front = vec![
             (keys::BACKEND, self.backend.clone()),
             (keys::BACKEND_ID, self.own.to_string()),
             (keys::HANDLE, vif.to_string()),
             (keys::MAC, mac.to_string()),
             (keys::MTU, mtu.to_string()),
-            (keys::TRUSTED, "1".into()),
+            (keys::TRUSTED, u8::from(mapping.trusted).to_string()),
             (keys::STATE, State::Initialising.value().into()),
         ];
         let back = vec![

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Manager;
-use super::details::Containers;
+use super::details::{Containers, Mapping};
 use super::device::Stage;
 use super::error::{Failure, FailureKind};
 use super::plane::DataPlane;
@@ -47,6 +47,10 @@ pub struct Interface {
     /// What the guest is held to.
     #[serde(flatten)]
     pub rules: Rules,
+    /// Whether the guest may have its pages mapped, and whether it is told to trust this backend.
+    pub mapping: Mapping,
+    /// Pages of the guest's that are mapped; absent while it is not connected.
+    pub staged_pages: Option<u64>,
 }
 
 /// An interface in `stats`.
@@ -97,27 +101,35 @@ fn ratio(packets: u64, containers: u64) -> Option<f64> {
 
 impl<S: Store, D: DataPlane> Manager<S, D> {
     /// Returns all interfaces, those included whose guests are waited for.
-    pub fn list(&self) -> Vec<Interface> {
-        let view =
-            |domain, attachment: &super::Attachment, state: &str, agreed: Option<(bool, bool)>| Interface {
-                domain,
-                name: attachment.name.clone(),
-                uuid: attachment.uuid.clone(),
-                vif: attachment.vif,
-                mac: attachment.mac.to_string(),
-                port: attachment.port.as_ref().map(ToString::to_string),
-                state: state.into(),
-                containers: attachment.containers,
-                rx_containers: agreed.map(|(rx, _)| rx),
-                tx_containers: agreed.map(|(_, tx)| tx),
-                policy: attachment.policy.to_string(),
-                urgent: attachment.urgent.to_string(),
-                size_bytes: attachment.size_bytes,
-                rules: attachment.rules,
-            };
+    pub fn list(&mut self) -> Vec<Interface> {
+        let view = |domain,
+                    attachment: &super::Attachment,
+                    state: &str,
+                    agreed: Option<(bool, bool, u64)>| Interface {
+            domain,
+            name: attachment.name.clone(),
+            uuid: attachment.uuid.clone(),
+            vif: attachment.vif,
+            mac: attachment.mac.to_string(),
+            port: attachment.port.as_ref().map(ToString::to_string),
+            state: state.into(),
+            containers: attachment.containers,
+            rx_containers: agreed.map(|(rx, ..)| rx),
+            tx_containers: agreed.map(|(_, tx, _)| tx),
+            policy: attachment.policy.to_string(),
+            urgent: attachment.urgent.to_string(),
+            size_bytes: attachment.size_bytes,
+            rules: attachment.rules,
+            mapping: attachment.mapping,
+            staged_pages: agreed.map(|(_, _, pages)| pages),
+        };
+        let data = &mut self.data;
         let devices = self.devices.values().map(|device| {
             let agreed = match device.stage {
-                Stage::Connected { rx_containers, tx_containers, .. } => Some((rx_containers, tx_containers)),
+                Stage::Connected { port, rx_containers, tx_containers } => {
+                    let pages = data.counters(port).map_or(0, |counters| counters.staging.pages);
+                    Some((rx_containers, tx_containers, pages))
+                }
                 _ => None,
             };
             view(Some(device.domain.id.0), &device.attachment, state(device.stage), agreed)

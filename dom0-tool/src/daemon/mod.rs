@@ -419,7 +419,8 @@ fn to_reply(value: impl serde::Serialize) -> Reply {
 /// # Errors
 /// [`Failure`] of the kind [`FailureKind::BadValue`].
 pub fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest, Failure> {
-    let Request::Attach { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules } = request
+    let Request::Attach { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules, mapping } =
+        request
     else {
         return Err(Failure::new(FailureKind::Other, "not an attachment"));
     };
@@ -442,7 +443,7 @@ pub fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequ
         .map(|text| text.parse().map_err(|error: crate::port::spec::BadPort| bad(error.to_string())))
         .transpose()?;
     let size_bytes = size_bytes.unwrap_or(DEFAULT_SIZE_BYTES);
-    Ok(AttachRequest { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules })
+    Ok(AttachRequest { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules, mapping })
 }
 
 #[cfg(test)]
@@ -460,6 +461,7 @@ mod tests {
             urgent: Some("arp".into()),
             size_bytes: None,
             containers: Default::default(),
+            mapping: Default::default(),
             rules: Default::default(),
         };
         attach_request(request, Defaults::default())

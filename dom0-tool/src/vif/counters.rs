@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::holds::Late;
 use crate::policy::Reason;
+use crate::xen::{By, CopyOp};
 
 /// The counters of one vif. RX is what the guest receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,8 @@ pub struct Counters {
     pub flushes: Flushes,
     /// Packets that were not delivered, by reason.
     pub drops: Drops,
+    /// Pages that the guest has mapped here.
+    pub staging: Staging,
     /// Hypercalls made for this vif: groups of up to 16 grant copies, and events sent.
     pub hypercalls: u64,
     /// Events that the guest sent.
@@ -58,8 +61,23 @@ pub struct Direction {
     pub grant_ops: u64,
     /// Bytes that they copied.
     pub copied_bytes: u64,
+    /// Copies from or to one page of the guest's that is mapped: they cost no hypercall.
+    pub mapped_ops: u64,
+    /// Bytes that those copied.
+    pub mapped_bytes: u64,
     /// Copies made by the processor inside this program, one for each packet that was moved.
     pub copies: u64,
+}
+
+/// What a guest asked for over its control ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staging {
+    /// Pages that are mapped now.
+    pub pages: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Requests that were not done.
+    pub refused: u64,
 }
 
 /// Why containers went out, counted.
@@ -90,6 +108,27 @@ impl Flushes {
             Reason::Deadline => &mut self.deadline,
             Reason::RingEnd => &mut self.ring_end,
         } += 1;
+    }
+}
+
+impl Direction {
+    /// Counts the copies of a chain that were made, and returns how many of them were grant operations.
+    pub(crate) fn count_copies(&mut self, done: &[CopyOp]) -> usize {
+        let mut granted = 0;
+        for op in done {
+            match op.by {
+                By::Grant => {
+                    granted += 1;
+                    self.copied_bytes += u64::from(op.len);
+                }
+                By::Mapping => {
+                    self.mapped_ops += 1;
+                    self.mapped_bytes += u64::from(op.len);
+                }
+            }
+        }
+        self.grant_ops += granted as u64;
+        granted
     }
 }
 

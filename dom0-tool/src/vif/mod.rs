@@ -9,6 +9,7 @@ pub mod holds;
 pub mod multicast;
 pub mod plain;
 pub mod rx;
+pub mod staging;
 pub mod tx;
 
 use drayage_wire::ring::Overrun;
@@ -34,6 +35,8 @@ pub struct Connection {
     pub rx_ring: GrantRef,
     /// Its event channels.
     pub events: RemoteEvents,
+    /// Its control ring, if it has one.
+    pub control: Option<ControlRing>,
     /// How TX chains look.
     pub tx_format: tx::Format,
     /// How RX chains look.
@@ -60,6 +63,15 @@ pub enum Rings {
     New,
     /// An earlier backend, which the frontend does not know to be gone.
     TakenOver,
+}
+
+/// A frontend's control ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlRing {
+    /// Its page.
+    pub ring: GrantRef,
+    /// Its event channel.
+    pub event: EventPort,
 }
 
 /// A frontend's event channels.
@@ -94,6 +106,9 @@ pub enum Fault {
     /// On its TX ring.
     #[error("tx ring: {0}")]
     Tx(#[from] tx::Fatal),
+    /// On its control ring.
+    #[error("control ring: {0}")]
+    Control(Overrun),
 }
 
 /// A connected interface.
@@ -105,6 +120,8 @@ pub struct Vif<P> {
     pub tx: tx::Tx<P>,
     /// Towards the guest.
     pub rx: rx::Rx<P>,
+    /// Its control ring, and its pages that are mapped.
+    pub staging: Option<Box<staging::Staging<P>>>,
     /// The groups that it hears.
     pub subscriptions: Subscriptions,
     /// Event channels.

@@ -15,12 +15,13 @@ use super::counters::{Counters, hypercalls};
 use super::floods::{Audience, Floods};
 use super::holds::Holds;
 use super::plain::FrameQueue;
+use super::staging::Table;
 use crate::aggregate::{Aggregator, Closed, Refusal, Wrap};
 use crate::class::Classes;
 use crate::policy::{Policy, Reason};
 use crate::segment;
 use crate::slo::{Cause, Handed, Slo, Turn};
-use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
+use crate::xen::{Copies, CopyOp, DomainId, GNTST_OKAY, GrantRef, PageAccess};
 
 /// What the guest takes, as it said when it connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +144,8 @@ pub struct Rx<P> {
     emitted: usize,
     emitted_slots: usize,
     first_op: usize,
+    /// Where its grant operations are among those of the batch.
+    first_granted: usize,
     ids: [u16; RING_SLOTS as usize],
 }
 
@@ -181,6 +184,7 @@ impl<P: SharedWords> Rx<P> {
             emitted: 0,
             emitted_slots: 0,
             first_op: 0,
+            first_granted: 0,
             ids: [0; RING_SLOTS as usize],
         }
     }
@@ -361,8 +365,8 @@ impl<P: SharedWords> Rx<P> {
     }
 
     /// Adds the copies for what waits and fits into posted buffers, and for the open container if its time has
-    /// come. `region` is this guest's, and lies at `region_start` in the batch's memory. Returns what the vif
-    /// wishes for.
+    /// come. `region` is this guest's, and lies at `region_start` in the batch's memory; what goes to pages that
+    /// are in `staged` is copied there at once. Returns what the vif wishes for.
     ///
     /// # Errors
     /// [`Overrun`]: the ring is not to be used any more.
@@ -371,22 +375,29 @@ impl<P: SharedWords> Rx<P> {
         region: &mut [u8],
         region_start: usize,
         now_ns: u64,
-        ops: &mut Vec<CopyOp>,
-    ) -> Result<Wish, Overrun> {
+        staged: Option<&Table<P>>,
+        copies: &mut Copies,
+    ) -> Result<Wish, Overrun>
+    where
+        P: PageAccess,
+    {
         self.emitted = 0;
         self.emitted_slots = 0;
-        self.first_op = ops.len();
+        self.first_op = copies.ops().len();
+        self.first_granted = copies.granted();
         self.pass_ns = now_ns;
-        match self.emit(region_start, ops)? {
+        match self.emit(&mut Outgoing { region, region_start, staged, copies })? {
             Emitted::All => {}
             Emitted::LacksSlots => return Ok(Wish::Event),
             Emitted::LacksRoom => return Ok(Wish::Now),
         }
         match self.settle(region, now_ns)? {
-            Settled::Closed => Ok(match self.emit(region_start, ops)? {
-                Emitted::All | Emitted::LacksSlots => Wish::Event,
-                Emitted::LacksRoom => Wish::Now,
-            }),
+            Settled::Closed => {
+                Ok(match self.emit(&mut Outgoing { region, region_start, staged, copies })? {
+                    Emitted::All | Emitted::LacksSlots => Wish::Event,
+                    Emitted::LacksRoom => Wish::Now,
+                })
+            }
             Settled::Nothing => Ok(Wish::Event),
             Settled::Held { until_ns } => Ok(Wish::At(until_ns)),
         }
@@ -424,12 +435,15 @@ impl<P: SharedWords> Rx<P> {
     }
 
     /// Adds the copies for what waits and fits into posted buffers.
-    fn emit(&mut self, region_start: usize, ops: &mut Vec<CopyOp>) -> Result<Emitted, Overrun> {
+    fn emit(&mut self, out: &mut Outgoing<'_, P>) -> Result<Emitted, Overrun>
+    where
+        P: PageAccess,
+    {
         loop {
             let mut available = self.available()?;
             let lacking = match &self.queue {
-                Queue::Containers(_) => self.emit_containers(&mut available, region_start, ops),
-                Queue::Plain(_) => self.emit_frames(&mut available, region_start, ops),
+                Queue::Containers(_) => self.emit_containers(&mut available, out),
+                Queue::Plain(_) => self.emit_frames(&mut available, out),
             };
             self.blocked = matches!(lacking, Some(1..));
             match lacking {
@@ -445,31 +459,29 @@ impl<P: SharedWords> Rx<P> {
     }
 
     /// Returns the slots that the next chain lacks, 0 if it lacks room in the batch.
-    fn emit_containers(
-        &mut self,
-        available: &mut u32,
-        region_start: usize,
-        ops: &mut Vec<CopyOp>,
-    ) -> Option<u32> {
+    fn emit_containers(&mut self, available: &mut u32, out: &mut Outgoing<'_, P>) -> Option<u32>
+    where
+        P: PageAccess,
+    {
         let Queue::Containers(open) = &self.queue else { return None };
         for closed in open.waiting().skip(self.emitted) {
             let slots = closed.slots();
             if slots > *available {
                 return Some(slots);
             }
-            if ops.capacity() - ops.len() < slots as usize {
+            if out.copies.room() < slots as usize {
                 return Some(0);
             }
             let mut left = closed.bytes;
-            let mut local = region_start as u32 + closed.start;
+            let mut start = closed.start;
             for ahead in 0..slots {
                 let request: RxRequest = self.ring.peek(ahead);
                 self.ids[self.emitted_slots] = request.id;
                 self.emitted_slots += 1;
                 if ahead >= closed.skip {
                     let len = left.min(PAGE_SIZE as u32) as u16;
-                    ops.push(copy(self.domain, request, local, len));
-                    local += u32::from(len);
+                    out.copy(self.domain, request, start, len);
+                    start += u32::from(len);
                     left -= u32::from(len);
                 }
             }
@@ -480,23 +492,21 @@ impl<P: SharedWords> Rx<P> {
         None
     }
 
-    fn emit_frames(
-        &mut self,
-        available: &mut u32,
-        region_start: usize,
-        ops: &mut Vec<CopyOp>,
-    ) -> Option<u32> {
+    fn emit_frames(&mut self, available: &mut u32, out: &mut Outgoing<'_, P>) -> Option<u32>
+    where
+        P: PageAccess,
+    {
         let Queue::Plain(frames) = &self.queue else { return None };
         while let Some(frame) = frames.peek(self.emitted) {
             let slots = frame.slots();
             if slots > *available {
                 return Some(slots);
             }
-            if ops.capacity() - ops.len() < slots as usize {
+            if out.copies.room() < slots as usize {
                 return Some(0);
             }
             let mut left = frame.len;
-            let mut local = region_start as u32 + frame.start;
+            let mut start = frame.start;
             for ahead in 0..slots {
                 let request: RxRequest = self.ring.peek(ahead);
                 self.ids[self.emitted_slots] = request.id;
@@ -505,8 +515,8 @@ impl<P: SharedWords> Rx<P> {
                     continue;
                 }
                 let len = left.min(PAGE_SIZE as u32) as u16;
-                ops.push(copy(self.domain, request, local, len));
-                local += u32::from(len);
+                out.copy(self.domain, request, start, len);
+                start += u32::from(len);
                 left -= u32::from(len);
             }
             self.ring.advance(slots);
@@ -580,9 +590,8 @@ impl<P: SharedWords> Rx<P> {
             }
         }
         let range = self.first_op..op;
-        counters.hypercalls += hypercalls(&range);
-        counters.rx.grant_ops += range.len() as u64;
-        counters.rx.copied_bytes += ops[range].iter().map(|op| u64::from(op.len)).sum::<u64>();
+        let granted = counters.rx.count_copies(&ops[range]);
+        counters.hypercalls += hypercalls(&(self.first_granted..self.first_granted + granted));
         counters.rx.slots += self.emitted_slots as u64;
         self.emitted = 0;
         self.ring.publish()
@@ -606,8 +615,24 @@ fn handed(closed: &Closed, pass_ns: u64, done_ns: u64) -> Handed {
     }
 }
 
-fn copy(domain: DomainId, request: RxRequest, local: u32, len: u16) -> CopyOp {
-    CopyOp { local, grant: GrantRef(request.gref), domain, offset: 0, len, status: 0 }
+/// What goes out in a pass: from where, and into what.
+struct Outgoing<'a, P> {
+    region: &'a [u8],
+    region_start: usize,
+    staged: Option<&'a Table<P>>,
+    copies: &'a mut Copies,
+}
+
+impl<P: PageAccess> Outgoing<'_, P> {
+    /// Adds the copy of bytes of the region into a posted page; makes it, if the page is mapped.
+    fn copy(&mut self, domain: DomainId, request: RxRequest, start: u32, len: u16) {
+        let local = self.region_start as u32 + start;
+        let mut op = CopyOp::new(local, GrantRef(request.gref), domain, 0, len);
+        if let Some(table) = self.staged {
+            table.copy_in(&mut op, &self.region[start as usize..start as usize + usize::from(len)]);
+        }
+        self.copies.push(op);
+    }
 }
 
 /// Writes responses in the order of the requests.

@@ -12,9 +12,10 @@ use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
 use super::counters::{Counters, hypercalls};
 use super::multicast::{Change, Subscriptions};
+use super::staging::Table;
 use crate::segment;
 use crate::switch::Mac;
-use crate::xen::{CopyOp, DomainId, GNTST_OKAY, GrantRef};
+use crate::xen::{Copies, CopyOp, DomainId, GNTST_OKAY, GrantRef, PageAccess};
 
 /// Extra segments of one frame that are read before the chain counts as endless: one of each kind.
 const MAX_EXTRAS: u32 = 4;
@@ -124,6 +125,8 @@ pub struct Tx<P> {
     chains: Vec<Chain>,
     answers: Vec<Answer>,
     first_op: usize,
+    /// Where its grant operations are among those of the batch.
+    first_granted: usize,
 }
 
 /// What is left in the ring.
@@ -145,22 +148,34 @@ impl<P: SharedWords> Tx<P> {
             chains: Vec::with_capacity(RING_SLOTS as usize),
             answers: Vec::with_capacity(RING_SLOTS as usize),
             first_op: 0,
+            first_granted: 0,
         }
     }
 
-    /// Takes chains and adds the copies of their pages, as far as there is room for them.
+    /// Takes chains and adds the copies of their pages, as far as there is room for them. Pages that are in
+    /// `staged` are copied at once.
     ///
     /// # Errors
     /// [`Fatal`]: the ring is not to be used any more.
-    pub fn gather(&mut self, scratch: &mut Scratch, ops: &mut Vec<CopyOp>) -> Result<Left, Fatal> {
+    pub fn gather(
+        &mut self,
+        scratch: &mut Scratch,
+        staged: Option<&Table<P>>,
+        copies: &mut Copies,
+    ) -> Result<Left, Fatal>
+    where
+        P: PageAccess,
+    {
         self.chains.clear();
         self.answers.clear();
-        self.first_op = ops.len();
+        self.first_op = copies.ops().len();
+        self.first_granted = copies.granted();
+        let incoming = &mut Incoming { scratch, staged, copies };
         let mut available = self.ring.available()?;
         while available > 0 {
             let taken = match self.format {
-                Format::Plain => self.take_frame(available, scratch, ops)?,
-                Format::Containers { size } => self.take_container(available, size, scratch, ops)?,
+                Format::Plain => self.take_frame(available, incoming)?,
+                Format::Containers { size } => self.take_container(available, size, incoming)?,
             };
             // A ring holds as many chains as it has slots at most, so the lists never grow.
             let Some(slots) = taken else { return Ok(Left::Some) };
@@ -171,12 +186,10 @@ impl<P: SharedWords> Tx<P> {
     }
 
     /// Takes a plain frame's chain. Returns its slots, or `None` if there is no room.
-    fn take_frame(
-        &mut self,
-        available: u32,
-        scratch: &mut Scratch,
-        ops: &mut Vec<CopyOp>,
-    ) -> Result<Option<u32>, Fatal> {
+    fn take_frame(&mut self, available: u32, incoming: &mut Incoming<'_, P>) -> Result<Option<u32>, Fatal>
+    where
+        P: PageAccess,
+    {
         let first: TxRequest = self.ring.peek(0);
         let mut slots = 1;
         let mut meta = Meta { checksum: checksum_of(first.flags), gso: None };
@@ -232,19 +245,26 @@ impl<P: SharedWords> Tx<P> {
         if fate == Fate::Copied && !sizes_make_sense(parts, total) {
             fate = Fate::Malformed;
         }
-        let mut chain =
-            Chain { start: 0, len: 0, first_op: ops.len() as u32, ops: 0, slots: slots as u16, meta, fate };
+        let mut chain = Chain {
+            start: 0,
+            len: 0,
+            first_op: incoming.copies.ops().len() as u32,
+            ops: 0,
+            slots: slots as u16,
+            meta,
+            fate,
+        };
         if fate == Fate::Copied {
-            if ops.capacity() - ops.len() < parts.len() {
+            if incoming.copies.room() < parts.len() {
                 return Ok(None);
             }
-            let Some(start) = scratch.place(total) else { return Ok(None) };
+            let Some(start) = incoming.scratch.place(total) else { return Ok(None) };
             chain.start = start as u32;
             chain.len = total as u32;
             chain.ops = parts.len() as u16;
             let mut local = start as u32;
             for part in parts {
-                ops.push(copy(self.domain, part, local));
+                incoming.copy(self.domain, part, local);
                 local += u32::from(part.size);
             }
         }
@@ -258,9 +278,11 @@ impl<P: SharedWords> Tx<P> {
         &mut self,
         available: u32,
         size: usize,
-        scratch: &mut Scratch,
-        ops: &mut Vec<CopyOp>,
-    ) -> Result<Option<u32>, Fatal> {
+        incoming: &mut Incoming<'_, P>,
+    ) -> Result<Option<u32>, Fatal>
+    where
+        P: PageAccess,
+    {
         let first: TxRequest = self.ring.peek(0);
         let total = usize::from(first.size);
         let expected = total.div_ceil(PAGE_SIZE).max(1) as u32;
@@ -301,25 +323,25 @@ impl<P: SharedWords> Tx<P> {
         let mut chain = Chain {
             start: 0,
             len: 0,
-            first_op: ops.len() as u32,
+            first_op: incoming.copies.ops().len() as u32,
             ops: 0,
             slots: slots as u16,
             meta: Meta::default(),
             fate,
         };
         if fate == Fate::Copied {
-            if ops.capacity() - ops.len() < parts.len() {
+            if incoming.copies.room() < parts.len() {
                 return Ok(None);
             }
             // At a page's start, so that every slot's page is one copy.
-            scratch.used = scratch.used.next_multiple_of(PAGE_SIZE);
-            let Some(start) = scratch.place(total) else { return Ok(None) };
+            incoming.scratch.used = incoming.scratch.used.next_multiple_of(PAGE_SIZE);
+            let Some(start) = incoming.scratch.place(total) else { return Ok(None) };
             chain.start = start as u32;
             chain.len = total as u32;
             chain.ops = parts.len() as u16;
             let mut local = start as u32;
             for part in parts {
-                ops.push(copy(self.domain, part, local));
+                incoming.copy(self.domain, part, local);
                 local += u32::from(part.size);
             }
         }
@@ -351,11 +373,10 @@ impl<P: SharedWords> Tx<P> {
         mut each: impl FnMut(&[u8], Meta, &mut Counters),
     ) {
         let mut answers = self.answers.iter();
-        let mut last_op = self.first_op;
+        let mut granted = 0;
         for chain in &self.chains {
             let first_op = chain.first_op as usize;
             let done = &ops[first_op..first_op + usize::from(chain.ops)];
-            last_op = first_op + done.len();
             let bytes = &scratch[chain.start as usize..(chain.start + chain.len) as usize];
             let mut answer = status::OKAY;
             match chain.fate {
@@ -365,8 +386,7 @@ impl<P: SharedWords> Tx<P> {
                     answer = status::ERROR;
                 }
                 Fate::Copied => {
-                    counters.tx.grant_ops += done.len() as u64;
-                    counters.tx.copied_bytes += u64::from(chain.len);
+                    granted += counters.tx.count_copies(done);
                     if self.format == Format::Plain {
                         counters.tx.packets += 1;
                         counters.tx.bytes += bytes.len() as u64;
@@ -411,7 +431,7 @@ impl<P: SharedWords> Tx<P> {
                 let _ = self.ring.respond(response);
             }
         }
-        counters.hypercalls += hypercalls(&(self.first_op..last_op));
+        counters.hypercalls += hypercalls(&(self.first_granted..self.first_granted + granted));
         self.chains.clear();
         self.answers.clear();
     }
@@ -460,8 +480,25 @@ impl<P: SharedWords> Tx<P> {
     }
 }
 
-fn copy(domain: DomainId, part: &TxRequest, local: u32) -> CopyOp {
-    CopyOp { local, grant: GrantRef(part.gref), domain, offset: part.offset, len: part.size, status: 0 }
+/// Where what guests sent goes to, and how.
+struct Incoming<'a, P> {
+    scratch: &'a mut Scratch,
+    staged: Option<&'a Table<P>>,
+    copies: &'a mut Copies,
+}
+
+impl<P: PageAccess> Incoming<'_, P> {
+    /// Adds the copy of a part of a page into private memory; makes it, if the page is mapped. Either way each
+    /// byte is read once, and what is judged and delivered is the copy.
+    fn copy(&mut self, domain: DomainId, part: &TxRequest, local: u32) {
+        let mut op = CopyOp::new(local, GrantRef(part.gref), domain, part.offset, part.size);
+        if let Some(table) = self.staged {
+            let start = local as usize;
+            let into = &mut self.scratch.bytes_mut()[start..start + usize::from(part.size)];
+            table.copy_out(&mut op, into);
+        }
+        self.copies.push(op);
+    }
 }
 
 /// Judges what a guest says of a frame, before somebody else believes it: a super-frame must be one, and its

@@ -11,11 +11,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use drayage_shared::SharedPage;
+use drayage_shared::{SharedBytes, SharedPage};
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 
-use super::{CopyOp, DomainId, GNTST_GENERAL_ERROR, GrantRef, in_bounds};
+use super::{Access, By, CopyOp, DomainId, GNTST_GENERAL_ERROR, GrantRef, PageAccess, in_bounds};
 
 /// The device file.
 pub(super) const PATH: &str = "/dev/xen/gntdev";
@@ -155,7 +155,7 @@ impl Gntdev {
         Ok(Self { file: Arc::new(file), segments: Segments(Vec::with_capacity(batch)) })
     }
 
-    pub(super) fn map(&self, domain: DomainId, grant: GrantRef) -> io::Result<MappedPage> {
+    pub(super) fn map(&self, domain: DomainId, grant: GrantRef, access: Access) -> io::Result<MappedPage> {
         let mut request =
             MapGrantRef { count: 1, pad: 0, index: 0, domain: u32::from(domain.0), grant: grant.0 };
         // SAFETY: the request is a live `struct ioctl_gntdev_map_grant_ref` for one reference.
@@ -164,7 +164,10 @@ impl Gntdev {
             return Err(io::Error::last_os_error());
         }
         let mut page = MappedPage { file: self.file.clone(), index: request.index, at: None };
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let prot = match access {
+            Access::ReadOnly => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
         let offset = request.index as libc::off_t;
         // SAFETY: a mapping at an address of the kernel's choice replaces nothing.
         let at = unsafe {
@@ -174,9 +177,13 @@ impl Gntdev {
             return Err(io::Error::last_os_error());
         }
         let at = NonNull::new(at.cast::<u8>()).ok_or(io::ErrorKind::InvalidData)?;
-        // SAFETY: the page was just mapped, page-aligned, for reading and writing; it stays so until `drop`,
-        // which drops this value with it, and nothing else knows the address.
-        page.at = Some((at, unsafe { SharedPage::new(at) }));
+        // SAFETY: the page was just mapped, page-aligned; it stays so until `drop`, which drops this value with
+        // it, and nothing else knows the address. It can be written unless it was mapped read-only: then it is
+        // no ring, so nobody stores words, and `copy_in` refuses.
+        let words = unsafe { SharedPage::new(at) };
+        // SAFETY: as above. A page is used either as words, for a ring, or as bytes, for data.
+        let bytes = unsafe { SharedBytes::new(at, PAGE_SIZE) };
+        page.at = Some(Mapped { at, words, bytes, access });
         Ok(page)
     }
 
@@ -193,9 +200,11 @@ impl Gntdev {
         let segments = &mut self.segments.0;
         segments.clear();
         for op in &mut *ops {
+            if op.by != By::Grant {
+                continue;
+            }
             // An operation out of bounds would be this program's own mistake: it becomes an empty one.
             let ok = in_bounds(op, local_len);
-            op.status = if ok { 0 } else { GNTST_GENERAL_ERROR };
             let (at, len) = if ok { (op.local as usize, op.len) } else { (0, 0) };
             let inside = End { local: local.wrapping_add(at) };
             let foreign =
@@ -207,17 +216,17 @@ impl Gntdev {
                 }
             });
         }
+        if segments.is_empty() {
+            return;
+        }
         let mut request = GrantCopy { count: segments.len() as u32, segments: segments.as_mut_ptr() };
         // SAFETY: the array has `count` initialised segments and outlives the call. Every local end lies
         // within `local_len` bytes at `local`, borrowed by the caller for the call: shared where the kernel
         // reads (`copy_to`), exclusively where it writes (`copy_from`).
         let rc = unsafe { libc::ioctl(self.file.as_raw_fd(), GRANT_COPY as _, &raw mut request) };
-        for (op, segment) in ops.iter_mut().zip(&*segments) {
-            if rc != 0 {
-                op.status = GNTST_GENERAL_ERROR;
-            } else if op.status == 0 {
-                op.status = segment.status;
-            }
+        for (op, segment) in ops.iter_mut().filter(|op| op.by == By::Grant).zip(&*segments) {
+            let good = rc == 0 && in_bounds(op, local_len);
+            op.status = if good { segment.status } else { GNTST_GENERAL_ERROR };
         }
     }
 }
@@ -227,20 +236,32 @@ impl Gntdev {
 pub struct MappedPage {
     file: Arc<File>,
     index: u64,
-    at: Option<(NonNull<u8>, SharedPage)>,
+    at: Option<Mapped>,
 }
 
-// SAFETY: the address is only used through `SharedPage`, which may be used from whichever thread owns it.
+/// Where a page is, and how it is reached.
+#[derive(Debug)]
+struct Mapped {
+    at: NonNull<u8>,
+    words: SharedPage,
+    bytes: SharedBytes,
+    access: Access,
+}
+
+// SAFETY: the address is only used through `SharedPage` and `SharedBytes`, which may be used from whichever
+// thread owns them.
 unsafe impl Send for MappedPage {}
 
 impl SharedWords for MappedPage {
     fn load(&self, word: usize, order: Ordering) -> u32 {
-        self.at.as_ref().map_or(0, |(_, page)| page.load(word, order))
+        self.at.as_ref().map_or(0, |page| page.words.load(word, order))
     }
 
     fn store(&self, word: usize, value: u32, order: Ordering) {
-        if let Some((_, page)) = &self.at {
-            page.store(word, value, order);
+        if let Some(page) = &self.at
+            && page.access == Access::ReadWrite
+        {
+            page.words.store(word, value, order);
         }
     }
 
@@ -249,10 +270,22 @@ impl SharedWords for MappedPage {
     }
 }
 
+impl PageAccess for MappedPage {
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
+        self.at
+            .as_ref()
+            .is_some_and(|page| page.access == Access::ReadWrite && page.bytes.copy_in(offset, bytes).is_ok())
+    }
+
+    fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
+        self.at.as_ref().is_some_and(|page| page.bytes.copy_out(offset, into).is_ok())
+    }
+}
+
 impl Drop for MappedPage {
     fn drop(&mut self) {
-        if let Some((at, _page)) = self.at.take() {
-            // SAFETY: the range is the one that `map` mapped, and its only user was just taken.
+        if let Some(Mapped { at, .. }) = self.at.take() {
+            // SAFETY: the range is the one that `map` mapped, and its only users were just taken.
             unsafe { libc::munmap(at.as_ptr().cast(), PAGE_SIZE) };
         }
         let mut request = UnmapGrantRef { index: self.index, count: 1, pad: 0 };

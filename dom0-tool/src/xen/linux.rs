@@ -9,7 +9,7 @@ use drayage_wire::ring::SharedWords;
 use super::evtchn::{self, Evtchn};
 use super::gntdev::{self, Gntdev, MappedPage};
 use super::kept::{KeptPage, KeptPages};
-use super::{CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
+use super::{Access, CopyOp, DomainId, EventPort, GrantRef, PageAccess, Xen, XenError};
 
 /// Access to Xen through `/dev/xen/gntdev` and `/dev/xen/evtchn`.
 #[derive(Debug)]
@@ -53,6 +53,23 @@ impl SharedWords for Page {
     }
 }
 
+impl PageAccess for Page {
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
+        match self {
+            Self::Mapped(page) => page.copy_in(offset, bytes),
+            // One of ours holds words only.
+            Self::Kept(_) => false,
+        }
+    }
+
+    fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
+        match self {
+            Self::Mapped(page) => page.copy_out(offset, into),
+            Self::Kept(_) => false,
+        }
+    }
+}
+
 /// A device file of Xen's could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("opening {path}: {source}")]
@@ -85,9 +102,9 @@ impl Linux {
 impl Xen for Linux {
     type Page = Page;
 
-    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Page, XenError> {
+    fn map(&mut self, domain: DomainId, grant: GrantRef, access: Access) -> Result<Page, XenError> {
         let failed = |source| XenError::Map { domain: domain.0, grant: grant.0, source };
-        self.gntdev.map(domain, grant).map(Page::Mapped).map_err(failed)
+        self.gntdev.map(domain, grant, access).map(Page::Mapped).map_err(failed)
     }
 
     fn keep(&mut self, name: &str) -> Option<Page> {

@@ -57,6 +57,90 @@ pub struct CopyOp {
     pub len: u16,
     /// What came of it: [`GNTST_OKAY`], or another `GNTST_*`.
     pub status: i16,
+    /// Who makes it.
+    pub by: By,
+}
+
+/// Who makes a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The hypervisor.
+    Grant,
+    /// This program, through a mapped page: it is made by the time that it is in a batch.
+    Mapping,
+}
+
+impl CopyOp {
+    /// Returns a copy for the hypervisor to make.
+    pub const fn new(local: u32, grant: GrantRef, domain: DomainId, offset: u16, len: u16) -> Self {
+        Self { local, grant, domain, offset, len, status: GNTST_OKAY, by: By::Grant }
+    }
+}
+
+/// Copies of one pass: those that the hypervisor is to make, and between them those that were made through
+/// mapped pages already.
+#[derive(Debug)]
+pub struct Copies {
+    ops: Vec<CopyOp>,
+    granted: usize,
+}
+
+impl Copies {
+    /// Makes room for so many; there is never more.
+    pub fn with_capacity(most: usize) -> Self {
+        Self { ops: Vec::with_capacity(most), granted: 0 }
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.ops.clear();
+        self.granted = 0;
+    }
+
+    /// Returns how many more there is room for.
+    pub fn room(&self) -> usize {
+        self.ops.capacity() - self.ops.len()
+    }
+
+    /// Adds a copy. There is [`room`](Self::room) for it.
+    pub fn push(&mut self, op: CopyOp) {
+        self.granted += usize::from(op.by == By::Grant);
+        self.ops.push(op);
+    }
+
+    /// Returns how many the hypervisor is to make.
+    pub fn granted(&self) -> usize {
+        self.granted
+    }
+
+    /// Returns all, in order.
+    pub fn ops(&self) -> &[CopyOp] {
+        &self.ops
+    }
+
+    /// Returns all, for the hypervisor to make its own.
+    pub fn ops_mut(&mut self) -> &mut [CopyOp] {
+        &mut self.ops
+    }
+}
+
+/// What may be done with a mapped page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    ReadOnly,
+    /// Read and write it.
+    ReadWrite,
+}
+
+/// A mapped page of another domain, which that domain can write at any time: it is copied from and to, never
+/// borrowed.
+pub trait PageAccess: SharedWords {
+    /// Copies bytes into the page. Returns whether it may be written and has room for them there.
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool;
+
+    /// Copies bytes out of the page. Returns whether it has as many there.
+    fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool;
 }
 
 /// Why a page could not be mapped or an event channel not be bound.
@@ -87,13 +171,13 @@ pub enum XenError {
 /// A hypervisor, as a backend's data path uses it.
 pub trait Xen {
     /// A mapped page of another domain, or one that is kept, which is unmapped when it is dropped.
-    type Page: SharedWords;
+    type Page: PageAccess;
 
-    /// Maps a granted page for reading and writing.
+    /// Maps a granted page.
     ///
     /// # Errors
     /// [`XenError::Map`].
-    fn map(&mut self, domain: DomainId, grant: GrantRef) -> Result<Self::Page, XenError>;
+    fn map(&mut self, domain: DomainId, grant: GrantRef, access: Access) -> Result<Self::Page, XenError>;
 
     /// Returns a page of our own that outlives this process: the same one for the same name, until it is
     /// [given up](Self::give_up). `None` where there is none to be had.
@@ -121,10 +205,10 @@ pub trait Xen {
     /// Lets ports become pending again. Events that came while they were masked are not lost.
     fn unmask(&mut self, ports: &[EventPort]);
 
-    /// Copies from `local` into granted pages. Every operation gets a status of its own.
+    /// Makes the copies that are [its own](By::Grant), from `local` into granted pages. Each gets a status of its own.
     fn copy_to_guests(&mut self, local: &[u8], ops: &mut [CopyOp]);
 
-    /// Copies from granted pages into `local`. Every operation gets a status of its own.
+    /// Makes the copies that are [its own](By::Grant), from granted pages into `local`. Each gets a status of its own.
     fn copy_from_guests(&mut self, local: &mut [u8], ops: &mut [CopyOp]);
 
     /// Returns the descriptor that is readable while a port is pending, if there is one.

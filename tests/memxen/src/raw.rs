@@ -106,7 +106,21 @@ impl Hypervisor {
     /// # Errors
     /// The status of the grant operation.
     pub fn raw_map(&self, by: DomainId, domain: DomainId, grant: GrantRef) -> Result<RawPage, i16> {
-        let mapping = self.map(by, &[(domain, grant)], Access::ReadWrite)?;
+        self.raw_map_for(by, domain, grant, Access::ReadWrite)
+    }
+
+    /// As [`raw_map`](Self::raw_map), for reading alone if `access` says so: a write then faults.
+    ///
+    /// # Errors
+    /// The status of the grant operation.
+    pub fn raw_map_for(
+        &self,
+        by: DomainId,
+        domain: DomainId,
+        grant: GrantRef,
+        access: Access,
+    ) -> Result<RawPage, i16> {
+        let mapping = self.map(by, &[(domain, grant)], access)?;
         // SAFETY: the mapping lasts until `unmap`, which only the page's `drop` calls: the handle moves into it.
         Ok(unsafe { RawPage::new(mapping.base, Some((self.clone(), by, mapping.handle))) })
     }
