@@ -68,11 +68,11 @@ pub fn is_scenario(pattern: &str) -> bool {
 /// Runs the scenarios whose name contains a pattern.
 pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
-    let mut counts = Counts::default();
+    let mut tally = Tally::default();
     for (name, scenario) in plain::scenarios() {
         if wanted(name) {
             let started = Instant::now();
-            note(name, started, scenario(context), &mut counts);
+            tally.note(name, started, scenario(context));
         }
     }
     let mut wanted: Vec<Scenario> =
@@ -87,18 +87,21 @@ pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
         let started = Instant::now();
         let result = (scenario.run)(&mut Bench::new(&mut machine.dom0));
         let failed = result.is_err();
-        note(scenario.name, started, result.map_err(|error| machine.explain(error)), &mut counts);
+        tally.note(scenario.name, started, result.map_err(|error| machine.explain(error)));
         // A machine that cannot be tidied up is of no use to the next scenario.
         match Bench::new(&mut machine.dom0).tidy() {
             Ok(()) => bed = Some(machine),
             Err(error) if failed => eprintln!("a new machine is needed: {}", describe(&error)),
-            Err(error) => note("tidying up", started, Err(error), &mut counts),
+            Err(error) => tally.note("tidying up", started, Err(error)),
         }
     }
     if let Some(machine) = bed {
         machine.power_off()?;
     }
-    Ok(counts)
+    if !tally.causes.is_empty() {
+        eprintln!("\nwhat failed:\n{}", tally.causes);
+    }
+    Ok(tally.counts)
 }
 
 fn boot(context: &Context, packaged: bool) -> Result<Testbed> {
@@ -110,16 +113,27 @@ fn boot(context: &Context, packaged: bool) -> Result<Testbed> {
     Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, LIMIT, context.verbosity)
 }
 
-fn note(name: &str, started: Instant, result: Result<()>, counts: &mut Counts) {
-    let took_s = started.elapsed().as_secs_f64();
-    match result {
-        Ok(()) => {
-            counts.passed += 1;
-            eprintln!("PASS {name} ({took_s:.1} s)");
-        }
-        Err(error) => {
-            counts.failed += 1;
-            eprintln!("FAIL {name} ({took_s:.1} s)\n{}", describe(&error));
+/// What has been judged so far.
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    /// Why scenarios failed, without what the machines printed: said again at the end, where it is found.
+    causes: String,
+}
+
+impl Tally {
+    fn note(&mut self, name: &str, started: Instant, result: Result<()>) {
+        let took_s = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                self.counts.passed += 1;
+                eprintln!("PASS {name} ({took_s:.1} s)");
+            }
+            Err(error) => {
+                self.counts.failed += 1;
+                eprintln!("FAIL {name} ({took_s:.1} s)\n{}", describe(&error));
+                self.causes.push_str(&format!("{name}: {}\n", error.root_cause()));
+            }
         }
     }
 }

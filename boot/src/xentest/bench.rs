@@ -37,10 +37,10 @@ impl<'a> Bench<'a> {
              tr '\\0' ' ' < /proc/$pid/cmdline | grep -qE '^peer (send|ping|udp-echo|tcp-echo)' && kill -9 $pid; \
              done; true",
         )?;
-        // What a daemon that was killed wanted to find again.
+        // What a daemon that was killed wanted to find again, and bridges: dom0's address must be on one device only.
         self.dom0.shell(
-            "rm -rf /run/drayage; for dev in /sys/class/net/*/tun_flags; do [ -e $dev ] || continue; \
-             dev=${dev%/tun_flags}; ip link del ${dev##*/}; done",
+            "rm -rf /run/drayage; for dev in /sys/class/net/*/tun_flags /sys/class/net/*/bridge; do \
+             [ -e $dev ] || continue; dev=${dev%/*}; ip link del ${dev##*/}; done",
         )?;
         let left = self.dom0.shell("xl list | tail -n +3")?;
         ensure!(left.trim().is_empty(), "domains that do not go away:\n{left}");

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use drayage_peer::echo::{tcp_client, udp_client};
+use drayage_peer::echo::{Extent, tcp_client, udp_client};
 
 use crate::commands::Context;
 use crate::products;
@@ -45,7 +45,7 @@ fn echo_over_virtio(context: &Context) -> Result<()> {
     let [udp, tcp] = forwards;
     let report = udp_client(host, udp.host_port, 50, 512)?;
     ensure!(report.mismatched == 0 && report.received_bytes == report.sent_bytes, "{report:?}");
-    let report = tcp_client(host, tcp.host_port, 1 << 20, 1, Duration::from_secs(20))?;
+    let report = tcp_client(host, tcp.host_port, Extent::Bytes(1 << 20), 1, Duration::from_secs(20))?;
     ensure!(report.mismatched == 0 && report.received_bytes == report.sent_bytes, "{report:?}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use crate::sys;
 
 /// The echo service's port (RFC 862).
 pub const PORT: u16 = 7;
+
+/// Bytes of a stream that are made at a time.
+const CHUNK: usize = 8192;
 
 /// Attempts for one datagram.
 const ATTEMPTS: u64 = 5;
@@ -84,53 +88,85 @@ fn is_transient(error: &io::Error) -> bool {
     )
 }
 
+/// How long a stream is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extent {
+    /// So many bytes.
+    Bytes(u64),
+    /// For as long as a file exists: for what must last while something else happens, however fast the stream is.
+    While(PathBuf),
+}
+
+impl Extent {
+    /// Returns how many bytes, at most `CHUNK`, come after so many.
+    fn next(&self, at: u64) -> usize {
+        match self {
+            Extent::Bytes(bytes) => (bytes - at).min(CHUNK as u64) as usize,
+            Extent::While(path) if path.exists() => CHUNK,
+            Extent::While(_) => 0,
+        }
+    }
+}
+
 /// Sends a stream while it reads it back, and compares.
-pub fn tcp_client(to: IpAddr, port: u16, len_bytes: u64, seed: u64, timeout: Duration) -> Result<EchoReport> {
+pub fn tcp_client(to: IpAddr, port: u16, extent: Extent, seed: u64, timeout: Duration) -> Result<EchoReport> {
     let address = SocketAddr::new(to, port);
     let started_ns = sys::monotonic_ns();
     let stream =
         TcpStream::connect_timeout(&address, timeout).with_context(|| format!("TCP to {to} port {port}"))?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
-    let mut writing = stream.try_clone()?;
-    let writer = thread::spawn(move || -> io::Result<()> {
-        for_each_chunk(len_bytes, seed, |chunk| writing.write_all(chunk))?;
-        writing.shutdown(Shutdown::Write)
-    });
+    let writing = stream.try_clone()?;
+    let writer = thread::spawn(move || write_stream(&writing, &extent, seed));
     let mut report = new_report("tcp");
-    report.sent_bytes = len_bytes;
-    let mut reading = &stream;
-    for_each_chunk(len_bytes, seed, |expected| {
-        let mut got = vec![0; expected.len()];
-        reading.read_exact(&mut got)?;
-        report.received_bytes += got.len() as u64;
-        report.mismatched +=
-            got.iter().zip(expected).filter(|(got, expected)| got != expected).count() as u64;
-        Ok(())
-    })
-    .with_context(|| format!("TCP echo from {to}: after {} of {len_bytes} bytes", report.received_bytes))?;
-    let mut rest = [0; 64];
-    report.mismatched += reading.read(&mut rest).context("waiting for the end of the TCP echo")? as u64;
-    writer.join().map_err(|_| anyhow!("the writing thread panicked"))?.context("writing the TCP echo")?;
+    let read = compare_stream(&stream, seed, &mut report)
+        .with_context(|| format!("TCP echo from {to}: after {} bytes", report.received_bytes));
+    if read.is_err() {
+        // Else the writer would wait for its time-out in a connection that nobody reads.
+        stream.shutdown(Shutdown::Both).ok();
+    }
+    let written = writer.join().map_err(|_| anyhow!("the writing thread panicked"))?;
+    read?;
+    report.sent_bytes = written.context("writing the TCP echo")?;
     report.elapsed_ns = sys::monotonic_ns() - started_ns;
     Ok(report)
 }
 
-/// Calls a function with the pieces of a pseudo-random stream.
-fn for_each_chunk(
-    len_bytes: u64,
-    seed: u64,
-    mut each: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut chunk = vec![0; 8192];
+/// Writes a pseudo-random stream, and returns its length.
+fn write_stream(mut to: &TcpStream, extent: &Extent, seed: u64) -> io::Result<u64> {
+    let mut chunk = [0; CHUNK];
     let mut at = 0;
-    while at < len_bytes {
-        let len = (len_bytes - at).min(chunk.len() as u64) as usize;
+    loop {
+        let len = extent.next(at);
+        if len == 0 {
+            to.shutdown(Shutdown::Write)?;
+            return Ok(at);
+        }
         fill_pseudo_random(&mut chunk[..len], seed ^ at);
-        each(&chunk[..len])?;
+        to.write_all(&chunk[..len])?;
         at += len as u64;
     }
-    Ok(())
+}
+
+/// Reads a stream to its end, and compares it with what [`write_stream`] makes.
+fn compare_stream(mut from: &TcpStream, seed: u64, report: &mut EchoReport) -> io::Result<()> {
+    let (mut got, mut expected) = ([0; CHUNK], [0; CHUNK]);
+    loop {
+        fill_pseudo_random(&mut expected, seed ^ report.received_bytes);
+        let mut len = 0;
+        while len < CHUNK {
+            match from.read(&mut got[len..])? {
+                0 => break,
+                more => len += more,
+            }
+        }
+        report.mismatched +=
+            got[..len].iter().zip(&expected).filter(|(got, expected)| got != expected).count() as u64;
+        report.received_bytes += len as u64;
+        if len < CHUNK {
+            return Ok(());
+        }
+    }
 }
 
 /// Serves UDP and TCP echo until the process ends.
@@ -179,7 +215,8 @@ fn new_report(protocol: &str) -> EchoReport {
 mod tests {
     use super::*;
 
-    fn local_server(corrupt: Option<u64>) -> u16 {
+    /// Serves one connection: changes one byte, and tells how many have come.
+    fn local_server(corrupt: Option<u64>, mut came: impl FnMut(u64) + Send + 'static) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
@@ -195,24 +232,44 @@ mod tests {
                     buffer[(bad - at) as usize] ^= 1;
                 }
                 at += len as u64;
+                came(at);
                 (&stream).write_all(&buffer[..len]).unwrap();
             }
         });
         port
     }
 
+    fn echoed(port: u16, extent: Extent) -> EchoReport {
+        tcp_client([127, 0, 0, 1].into(), port, extent, 5, Duration::from_secs(5)).unwrap()
+    }
+
     #[test]
     fn tcp_echo_comes_back_whole() {
-        let port = local_server(None);
-        let report = tcp_client([127, 0, 0, 1].into(), port, 100_001, 5, Duration::from_secs(5)).unwrap();
+        let port = local_server(None, |_| {});
+        let report = echoed(port, Extent::Bytes(100_001));
         assert_eq!((report.received_bytes, report.mismatched), (100_001, 0));
     }
 
     #[test]
     fn one_wrong_byte_is_seen() {
-        let port = local_server(Some(77_777));
-        let report = tcp_client([127, 0, 0, 1].into(), port, 100_001, 5, Duration::from_secs(5)).unwrap();
+        let port = local_server(Some(77_777), |_| {});
+        let report = echoed(port, Extent::Bytes(100_001));
         assert_eq!((report.received_bytes, report.mismatched), (100_001, 1));
+    }
+
+    #[test]
+    fn a_stream_lasts_for_as_long_as_its_file() {
+        let path = std::env::temp_dir().join(format!("drayage-peer-stream-{}", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        let file = path.clone();
+        let port = local_server(None, move |bytes| {
+            if bytes > 1_000_000 {
+                std::fs::remove_file(&file).ok();
+            }
+        });
+        let report = echoed(port, Extent::While(path));
+        assert!(report.sent_bytes > 1_000_000, "{report:?}");
+        assert_eq!((report.received_bytes, report.mismatched), (report.sent_bytes, 0));
     }
 
     #[test]

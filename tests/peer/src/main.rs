@@ -102,6 +102,9 @@ enum Command {
         /// Length of the stream.
         #[arg(long, default_value_t = 1 << 20)]
         bytes: u64,
+        /// Makes it as long as it takes until this file is gone, instead.
+        #[arg(long = "while", value_name = "FILE", conflicts_with = "bytes")]
+        file: Option<PathBuf>,
         /// Seed of the stream.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -298,8 +301,9 @@ fn run(command: Command) -> Result<()> {
             pace: if args.spaced { Pace::Spaced } else { Pace::AtOnce },
         })?),
         Command::UdpEcho { to, port, count, bytes } => print(&echo::udp_client(to, port, count, bytes)?),
-        Command::TcpEcho { to, port, bytes, seed, timeout_ms } => {
-            print(&echo::tcp_client(to, port, bytes, seed, Duration::from_millis(timeout_ms))?)
+        Command::TcpEcho { to, port, bytes, file, seed, timeout_ms } => {
+            let extent = file.map_or(echo::Extent::Bytes(bytes), echo::Extent::While);
+            print(&echo::tcp_client(to, port, extent, seed, Duration::from_millis(timeout_ms))?)
         }
         Command::Query { to, port, text, still, interval_ms } => {
             let question = query::Question { to, port, text, still, interval_ms };
