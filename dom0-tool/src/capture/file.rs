@@ -291,6 +291,38 @@ mod tests {
         assert_eq!((packets[1].1, &packets[1].2), (1514, &vec![2; 100]), "cut off, and its length is known");
     }
 
+    /// Wireshark's own reader, where it is installed.
+    #[test]
+    fn wireshark_reads_what_is_written() {
+        let (mut ours, source) = capture(PortId(1), 100);
+        ours.take(5, Way::In, in_container(7, 1, None), &[2; 1514]);
+        ours.close(VIF, 7, 50_000);
+        drop(ours);
+        let mut file = Vec::new();
+        write(&mut file, &plan(), &source).unwrap();
+        let path = std::env::temp_dir().join(format!("drayage-capture-{}.pcapng", std::process::id()));
+        std::fs::write(&path, file).unwrap();
+        let mut tshark = std::process::Command::new("tshark");
+        tshark.arg("-r").arg(&path).args(["-T", "fields", "-E", "separator=|"]);
+        for field in ["time_epoch", "len", "cap_len", "interface_name", "comment"] {
+            tshark.arg("-e").arg(format!("frame.{field}"));
+        }
+        let output = tshark.output();
+        std::fs::remove_file(path).unwrap();
+        let Ok(output) = output else {
+            eprintln!("tshark is not installed: not tried");
+            return;
+        };
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(
+            printed.trim_end(),
+            "1700000000.000000005|1514|100|packet:eth0|\
+             received in container 7, position 1, web (3) vif 0, held 50.000 us",
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
     #[test]
     fn it_ends_with_the_count() {
         let (mut ours, source) = capture(PortId(1), 100);
