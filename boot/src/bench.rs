@@ -19,8 +19,9 @@ use anyhow::{Context as _, Result};
 
 use crate::backend::Daemon;
 use crate::cli::{BenchArgs, SuiteName};
-use crate::commands::Context;
+use crate::commands::{Context, describe};
 use crate::demo::report::Generator;
+use crate::dom0::Dom0;
 use crate::images::Programs;
 use crate::products;
 use crate::qemu::Clock;
@@ -75,7 +76,8 @@ pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
     let mut outcome = Outcome::default();
     let mut result = Ok(());
     for time in [Time::Instructions, Time::Wall] {
-        let wanted = |suite: &&Suite| args.suite == SuiteName::All || args.suite == suite.name;
+        let wanted =
+            |suite: &&Suite| args.suite.contains(&SuiteName::All) || args.suite.contains(&suite.name);
         let suites: Vec<&Suite> = SUITES.iter().filter(|suite| suite.time == time).filter(wanted).collect();
         if !suites.is_empty() && result.is_ok() {
             result = measure(context, &provisions, &programs, time, &suites, args, &mut outcome);
@@ -114,40 +116,53 @@ fn measure(
         Time::Instructions => Clock::Instructions,
         Time::Wall => Clock::Wall,
     };
-    let mut bed = Testbed::boot(&context.workspace, provisions, programs, clock, LIMIT, context.verbosity)?;
-    let result = run_all(&mut bed, time, suites, args, outcome);
-    result.map_err(|error| bed.explain(error))?;
-    bed.power_off()
+    let boot = || Testbed::boot(&context.workspace, provisions, programs, clock, LIMIT, context.verbosity);
+    let mut machine: Option<(Testbed, Daemon)> = None;
+    for suite in suites {
+        let (mut bed, daemon) = match machine.take() {
+            Some(machine) => machine,
+            None => begin(boot()?)?,
+        };
+        let started = Instant::now();
+        match run_suite(&mut bed.dom0, suite, args, outcome) {
+            Ok(()) => machine = Some((bed, daemon)),
+            // The other suites have a machine of their own then: who knows what is left on this one.
+            Err(error) => {
+                let error = bed.explain(error).context(format!("suite {}", suite.key));
+                outcome.failures.push(describe(&error));
+            }
+        }
+        println!("suite {} took {:.0} s", suite.key, started.elapsed().as_secs_f64());
+    }
+    if let Some((mut bed, daemon)) = machine {
+        daemon.stop(&mut bed.dom0)?;
+        bed.power_off()?;
+    }
+    Ok(())
 }
 
-fn run_all(
-    bed: &mut Testbed,
-    time: Time,
-    suites: &[&Suite],
-    args: &BenchArgs,
-    outcome: &mut Outcome,
-) -> Result<()> {
+/// Makes a machine ready for suites.
+fn begin(mut bed: Testbed) -> Result<(Testbed, Daemon)> {
     // Neighbour discovery and its like would be counted among the packets that are measured.
     bed.dom0.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")?;
     let daemon = Daemon::start(&mut bed.dom0)?;
-    for suite in suites {
-        let started = Instant::now();
-        let effort = match (args.quick, args.suite) {
-            (true, _) => Effort::Quick,
-            (false, SuiteName::All) => Effort::Usual,
-            (false, _) => Effort::Thorough,
-        };
-        let mut lab = Lab {
-            dom0: &mut bed.dom0,
-            time,
-            seconds: args.seconds,
-            effort,
-            rows: &mut outcome.rows,
-            generators: &mut outcome.generators,
-            failures: &mut outcome.failures,
-        };
-        (suite.run)(&mut lab).with_context(|| format!("suite {}", suite.key))?;
-        println!("suite {} took {:.0} s", suite.key, started.elapsed().as_secs_f64());
-    }
-    daemon.stop(&mut bed.dom0)
+    Ok((bed, daemon))
+}
+
+fn run_suite(dom0: &mut Dom0, suite: &Suite, args: &BenchArgs, outcome: &mut Outcome) -> Result<()> {
+    let effort = match args.quick {
+        true => Effort::Quick,
+        false if args.suite.len() > 1 || args.suite.contains(&SuiteName::All) => Effort::Usual,
+        false => Effort::Thorough,
+    };
+    let mut lab = Lab {
+        dom0,
+        time: suite.time,
+        seconds: args.seconds,
+        effort,
+        rows: &mut outcome.rows,
+        generators: &mut outcome.generators,
+        failures: &mut outcome.failures,
+    };
+    (suite.run)(&mut lab)
 }

@@ -110,9 +110,9 @@ pub struct DemoArgs {
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What is measured.
-    #[arg(long, value_enum, default_value_t = SuiteName::All)]
-    pub suite: SuiteName,
+    /// What is measured; several suites are separated by commas.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
+    pub suite: Vec<SuiteName>,
     /// Writes the rows as JSON, too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -4,6 +4,7 @@
 mod bench;
 mod by_xl;
 mod driver_domain;
+mod forward;
 mod life;
 mod netfront;
 mod operator;
@@ -50,6 +51,7 @@ fn scenarios() -> Vec<Scenario> {
         by_xl::scenarios(),
         driver_domain::scenarios(),
         switch::scenarios(),
+        forward::scenarios(),
         package::scenarios(),
     ]
     .into_iter()

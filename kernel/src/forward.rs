@@ -21,6 +21,9 @@ use talk::{Trouble, hear, write_error, write_question};
 const PREFIXES: usize = 8;
 /// Frames that wait on one interface at most.
 const WAITING: usize = 16;
+/// Those of its places that are never taken by what waits for a neighbour: without them, the question for it would
+/// find none where packets came faster than it could be asked.
+const RESERVED: usize = 4;
 /// The longest of them.
 const WAITING_BYTES: usize = 1514;
 /// Errors in a row…
@@ -465,7 +468,8 @@ impl Outbox {
     /// Adds a copy of a frame and returns it, if there is room.
     fn add(&mut self, frame: &[u8], state: State) -> Option<&mut [u8]> {
         let free = |waiting: &Waiting| waiting.state == State::Free && frame.len() <= waiting.bytes.len();
-        let place = self.frames.iter_mut().find(|waiting| free(waiting))?;
+        let first = if state == State::Ready { 0 } else { RESERVED };
+        let place = self.frames.iter_mut().skip(first).find(|waiting| free(waiting))?;
         self.ready += usize::from(state == State::Ready);
         (place.len, place.state) = (frame.len(), state);
         let bytes = place.bytes.get_mut(..frame.len())?;

@@ -3,6 +3,7 @@
 
 pub mod back;
 pub mod cable;
+pub mod channel;
 pub mod connector;
 pub mod control;
 pub mod fleet;

@@ -281,5 +281,9 @@ fn more_than_can_wait_is_counted() {
     for at in 0..100 {
         router.step(0, &datagram("10.0.0.9", &alloc::format!("10.0.1.{}", 10 + at), 64, 10), 0);
     }
-    assert_eq!(router.counted(0).unresolved, 100 - WAITING as u64);
+    assert_eq!(router.counted(0).unresolved, 100 - (WAITING - RESERVED) as u64);
+    router.maintain(1, 0);
+    let asked = ready(&mut router, 1);
+    assert_eq!(asked.len(), RESERVED, "questions leave all the same");
+    assert!(asked.iter().all(|frame| frame[12..14] == [8, 6]));
 }
