@@ -29,7 +29,8 @@ use smoltcp::time::Instant;
 use crate::back::Back;
 use crate::connector::{Connector, Offers};
 use crate::host::{Stack, instant};
-use crate::world::{HANDLE, LAN};
+use crate::inhabitants::HANDLE;
+use crate::world::LAN;
 
 const GUEST: DomainId = DomainId(5);
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 5];

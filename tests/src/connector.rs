@@ -18,7 +18,8 @@ use memxen::Hypervisor;
 
 use crate::back::Back;
 use crate::hand::{self, Hand};
-use crate::world::{HANDLE, LAN};
+use crate::inhabitants::HANDLE;
+use crate::world::LAN;
 
 /// What the backend offers.
 #[derive(Clone, Copy, Debug)]

@@ -15,7 +15,8 @@ use memxen::{DomainId, Hypervisor};
 use crate::back::Back;
 use crate::cable::{End, cable};
 use crate::rawfront::{RawFront, mac};
-use crate::world::{Arriving, CableUplink, LAN, WorldClock};
+use crate::uplink::{Arriving, CableUplink};
+use crate::world::{LAN, WorldClock};
 
 /// The workers.
 pub struct Fleet {

@@ -6,6 +6,8 @@
 //! nothing else to do. When nothing is left to wait for and the work is not done, a wake-up was lost, and
 //! [`World::run`] says so.
 
+mod running;
+
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroUsize;
 use std::rc::Rc;
@@ -17,33 +19,27 @@ use drayage::control::AttachRequest;
 use drayage::control::attachment::Memory;
 use drayage::control::details::{Containers, Mapping};
 use drayage::policy::Policy;
-use drayage::port::{Budget, Sent, Uplink};
-use drayage::segment;
 use drayage::store::WatchEvent;
 use drayage::switch::{Mac, Segment};
 use drayage::vif::rx::Wish;
 use drayage::worker::{Next, Settings, Uplinks, Worker};
 use drayage_netfront::platform::DomainId;
-use drayage_netfront::{Netfront, Options, Readiness, Vif};
-use drayage_wire::checksum;
-use drayage_wire::container::{Checksum, Gso, GsoKind, MAX_RX_BYTES, Meta};
+use drayage_netfront::{Netfront, Options, Readiness};
+use drayage_wire::container::MAX_RX_BYTES;
 use memxen::Hypervisor;
 use memxen::front::Front;
-use smoltcp::iface::{PollIngressSingleResult, PollResult};
 
 use crate::back::{Back, Life, Shelf};
-use crate::cable::{End, Frame, cable};
+use crate::cable::{End, cable};
 use crate::connector::{Connector, Offers};
 use crate::control::{Control, SharedWorker};
-use crate::host::{Stack, instant};
+use crate::host::Stack;
+use crate::inhabitants::{Far, Guest, HANDLE, Pace};
 use crate::tasks::Tasks;
+use crate::uplink::{Arriving, CableUplink};
 
 /// The one segment of the world.
 pub const LAN: Segment = Segment(1);
-/// The number of every guest's vif.
-pub const HANDLE: u32 = 0;
-/// How long a round takes, in nanoseconds.
-const ROUND_NS: u64 = 1000;
 
 /// The time of the world.
 #[derive(Clone, Debug, Default)]
@@ -52,208 +48,6 @@ pub struct WorldClock(Rc<Cell<u64>>);
 impl Clock for WorldClock {
     fn now_ns(&self) -> u64 {
         self.0.get()
-    }
-}
-
-/// What the uplink does with checksums on the way in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arriving {
-    /// Nothing: they are filled, and to be verified.
-    Filled,
-    /// They are taken out, as the kernel's are that never left memory.
-    Blank,
-}
-
-/// An end of a cable as the backend's uplink.
-#[derive(Debug)]
-pub struct CableUplink {
-    /// The end.
-    pub end: End,
-    /// What it does with checksums on the way in.
-    pub arriving: Arriving,
-    /// Whether TCP super-frames leave it whole; else they are cut, as by a device without segmentation offload.
-    pub super_frames: bool,
-}
-
-impl Uplink for CableUplink {
-    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        None
-    }
-
-    fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {
-        while budget.is_left() {
-            let Some(Frame { bytes: mut frame, segment_bytes }) = self.end.take_whole() else { break };
-            let gso = segment_bytes.map(|size| Gso { kind: GsoKind::TcpV4, size: size.get() });
-            let blank =
-                gso.is_some() || self.arriving == Arriving::Blank && checksum::blank(&mut frame).is_some();
-            let checksum = if blank { Checksum::Blank } else { Checksum::Unverified };
-            budget.spend(frame.len());
-            each(&frame, Meta { checksum, gso });
-        }
-    }
-
-    fn send(&mut self, frame: &[u8], meta: Meta) -> Sent {
-        if let Some(gso) = meta.gso.filter(|_| !self.super_frames) {
-            let cut = segment::tcp(frame, gso, |len, write| {
-                let mut segment = vec![0; len];
-                write(&mut segment);
-                self.end.send(segment);
-            });
-            return if cut.is_ok() { Sent::Yes } else { Sent::No };
-        }
-        let mut frame = frame.to_vec();
-        if meta.checksum == Checksum::Blank {
-            // A guest that says so of a frame without one gets that frame as it is.
-            checksum::fill(&mut frame);
-        }
-        self.end.send(frame);
-        Sent::Yes
-    }
-}
-
-/// How a guest reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// All that is there, whenever it runs.
-    Eager,
-    /// So many frames, and then not before so many nanoseconds have passed.
-    Slow {
-        /// See above.
-        frames: usize,
-        /// See above.
-        rest_ns: u64,
-    },
-}
-
-/// A guest.
-#[derive(Debug)]
-pub struct Guest {
-    /// Its number.
-    pub id: DomainId,
-    /// Its driver.
-    pub driver: Netfront<Front>,
-    /// Its stack, once its vif was up.
-    pub stack: Option<Stack>,
-    /// What it does.
-    pub tasks: Tasks,
-    /// How it reads.
-    pub pace: Pace,
-    platform: Front,
-    mac: [u8; 6],
-    address: String,
-    readiness: Readiness,
-    /// When it wants to run next; it runs earlier when it is woken.
-    due_ns: Option<u64>,
-    /// Until when it does not run, whatever happens.
-    rests_until_ns: u64,
-}
-
-impl Guest {
-    /// Returns its vif.
-    ///
-    /// # Panics
-    /// When it has none.
-    pub fn vif(&mut self) -> &mut Vif<Front> {
-        self.driver.vif_mut(HANDLE).expect("the guest has a vif")
-    }
-
-    /// Takes watch events and does what is due outside the data path. Returns whether there were any.
-    pub fn pump(&mut self) -> bool {
-        let mut any = false;
-        while let Some(event) = self.platform.next_event() {
-            self.driver.watch_fired(&event.path, &event.token);
-            any = true;
-        }
-        self.driver.service();
-        while self.driver.next_change().is_some() {
-            any = true;
-        }
-        any
-    }
-
-    fn is_woken(&mut self, hv: &Hypervisor, now_ns: u64) -> bool {
-        if now_ns < self.rests_until_ns {
-            return false;
-        }
-        let Some(vif) = self.driver.vif_mut(HANDLE) else { return false };
-        self.readiness == Readiness::Busy
-            || self.due_ns.is_some_and(|due_ns| due_ns <= now_ns)
-            || vif.ports().any(|port| hv.is_pending(self.id, port))
-    }
-
-    /// One waking of the guest: the loop of a kernel, as netfront's documentation has it.
-    fn turn(&mut self, now_ns: u64) {
-        let Some(vif) = self.driver.vif_mut(HANDLE) else { return };
-        if !vif.is_up() {
-            // It may be waiting for its pages.
-            self.readiness = vif.rearm();
-            return;
-        }
-        let (mac, address) = (self.mac, &self.address);
-        let stack = self.stack.get_or_insert_with(|| Stack::new(vif, mac, address));
-        let now = instant(now_ns);
-        let batch = if let Pace::Slow { frames, .. } = self.pace { frames } else { 32 };
-        let more = loop {
-            let taken = vif.ingress(now, &mut stack.interface, &mut stack.sockets, batch);
-            let moved = self.tasks.step(stack);
-            // Each pass sends a packet of every socket that has one.
-            while stack.interface.poll_egress(now, vif, &mut stack.sockets) != PollResult::None {}
-            vif.flush();
-            let more = taken == batch || moved;
-            if !more || self.pace != Pace::Eager {
-                break more;
-            }
-        };
-        self.readiness = vif.rearm();
-        if let Pace::Slow { rest_ns, .. } = self.pace {
-            self.rests_until_ns = now_ns + rest_ns;
-        }
-        self.due_ns = match self.readiness {
-            Readiness::Busy => Some(now_ns),
-            // A slow guest has not done all that it could.
-            _ if more => Some(now_ns),
-            Readiness::Idle => stack.delay_ns(now_ns).map(|delay_ns| now_ns + delay_ns),
-            Readiness::SendBlocked => None,
-        };
-    }
-
-    fn next_ns(&self) -> Option<u64> {
-        self.due_ns.map(|due_ns| due_ns.max(self.rests_until_ns))
-    }
-}
-
-/// The host at the far end of the uplink.
-#[derive(Debug)]
-pub struct Far {
-    /// Its end of the cable.
-    pub end: End,
-    /// Its stack.
-    pub stack: Stack,
-    /// What it does.
-    pub tasks: Tasks,
-}
-
-impl Far {
-    /// Takes all that came, in batches, so that no socket overflows while its application waits for its turn. Returns
-    /// whether the applications did anything.
-    fn turn(&mut self, now_ns: u64) -> bool {
-        let Self { end, stack, tasks } = self;
-        let now = instant(now_ns);
-        let mut any = false;
-        loop {
-            let mut taken = 0;
-            while taken < 32
-                && stack.interface.poll_ingress_single(now, end, &mut stack.sockets)
-                    != PollIngressSingleResult::None
-            {
-                taken += 1;
-            }
-            any |= tasks.step(stack);
-            if taken == 0 {
-                stack.poll(end, now_ns);
-                return any;
-            }
-        }
     }
 }
 
@@ -606,92 +400,6 @@ impl World {
         self.clock.now_ns()
     }
 
-    fn worker_is_woken(&self, now_ns: u64) -> bool {
-        let timely = match self.next.when {
-            Wish::Now => true,
-            Wish::At(at_ns) => at_ns <= now_ns,
-            Wish::Event => false,
-        };
-        let uplink = self.next.uplinks == Uplinks::Awaited && self.far.end.departing() > 0;
-        timely || uplink || self.worker.0.borrow().xen().is_readable()
-    }
-
-    fn measure(&self) -> u64 {
-        self.meter.map_or(0, |meter| meter())
-    }
-
-    /// Lets everybody run who has a reason to. Returns whether there was anybody.
-    pub fn round(&mut self) -> bool {
-        let now_ns = self.now_ns();
-        let mut any = self.far.end.waiting() > 0;
-        any |= self.far.turn(now_ns);
-        if self.worker_is_woken(now_ns) {
-            let before = self.measure();
-            self.next = self.worker.0.borrow_mut().pass();
-            self.worker_allocations += self.measure() - before;
-            self.passes += 1;
-            any = true;
-        }
-        if let Some(control) = &mut self.control {
-            any |= control.pump(now_ns);
-        }
-        for guest in &mut self.guests {
-            any |= guest.pump();
-            if guest.is_woken(&self.hv, now_ns) {
-                let before = self.meter.map_or(0, |meter| meter());
-                guest.turn(now_ns);
-                self.guest_allocations += self.meter.map_or(0, |meter| meter()) - before;
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// Returns when somebody wants to run next.
-    fn next_ns(&mut self) -> Option<u64> {
-        let now_ns = self.now_ns();
-        let worker = match self.next.when {
-            Wish::Now => Some(now_ns),
-            Wish::At(at_ns) => Some(at_ns),
-            Wish::Event => None,
-        };
-        let far = self.far.stack.delay_ns(now_ns).map(|delay_ns| now_ns + delay_ns);
-        // A resting guest that was woken runs when its rest is over.
-        let woken = |guest: &mut Guest| {
-            let until_ns = guest.rests_until_ns;
-            let hv = &self.hv;
-            guest.is_woken(hv, until_ns.max(now_ns)).then_some(until_ns)
-        };
-        let guests =
-            self.guests.iter_mut().filter_map(|guest| guest.next_ns().into_iter().chain(woken(guest)).min());
-        worker.into_iter().chain(far).chain(guests).min()
-    }
-
-    /// Runs until `done` holds.
-    ///
-    /// # Panics
-    /// When it does not within `limit_ns`, or when everybody sleeps for ever before it does.
-    pub fn run(&mut self, limit_ns: u64, mut done: impl FnMut(&mut Self) -> bool) {
-        let limit_ns = self.now_ns() + limit_ns;
-        loop {
-            let any = self.round();
-            if done(self) {
-                return;
-            }
-            let now_ns = self.now_ns();
-            let then_ns = if any {
-                now_ns + ROUND_NS
-            } else {
-                let Some(next_ns) = self.next_ns() else {
-                    panic!("everybody sleeps for ever: lost packets, or a lost wake-up\n{}", self.describe());
-                };
-                next_ns.max(now_ns + ROUND_NS)
-            };
-            assert!(then_ns < limit_ns, "not done in time\n{}", self.describe());
-            self.clock.0.set(then_ns);
-        }
-    }
-
     /// Returns what everybody counted, for messages of failed tests.
     pub fn describe(&mut self) -> String {
         let mut text = format!("at {} ns, after {} passes: {:?}\n", self.now_ns(), self.passes, self.next);
@@ -703,37 +411,6 @@ impl World {
             text += &format!("{:?}\n", guest.tasks);
         }
         text + &format!("far {:?}", self.far.tasks)
-    }
-
-    /// Lets a guest run: its application has something new to do.
-    pub fn wake(&mut self, index: usize) {
-        self.guests[index].readiness = Readiness::Busy;
-    }
-
-    /// Lets time pass, and whoever wants to run, run.
-    pub fn idle_until(&mut self, then_ns: u64) {
-        while self.now_ns() < then_ns {
-            let any = self.round();
-            let now_ns = self.now_ns();
-            let next_ns = if any { Some(now_ns) } else { self.next_ns() };
-            self.clock.0.set(next_ns.map_or(then_ns, |next_ns| next_ns.max(now_ns + ROUND_NS).min(then_ns)));
-        }
-    }
-
-    /// Runs until nobody has a reason to run but timers of stacks that are more than a second away.
-    pub fn settle(&mut self) {
-        let limit_ns = self.now_ns() + 60_000_000_000;
-        loop {
-            let any = self.round();
-            let now_ns = self.now_ns();
-            let then_ns = match self.next_ns() {
-                _ if any => now_ns + ROUND_NS,
-                Some(next_ns) if next_ns < now_ns + 1_000_000_000 => next_ns.max(now_ns + ROUND_NS),
-                _ => return,
-            };
-            assert!(then_ns < limit_ns, "no end of it");
-            self.clock.0.set(then_ns);
-        }
     }
 
     /// Detaches every guest, and asserts that nothing is left of any vif and that nobody misused the hypervisor.

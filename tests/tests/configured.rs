@@ -7,7 +7,8 @@ use drayage::control::details::Containers;
 use drayage::control::error::FailureKind;
 use drayage::policy::Policy;
 use drayage::switch::Mac;
-use drayage_tests::world::{ControlPath, HANDLE, Shape, World, name_of};
+use drayage_tests::inhabitants::HANDLE;
+use drayage_tests::world::{ControlPath, Shape, World, name_of};
 use memxen::DomainId;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 1, 5]);

@@ -6,7 +6,8 @@ use drayage_tests::back::Back;
 use drayage_tests::cable::{End, cable};
 use drayage_tests::hand::container;
 use drayage_tests::rawfront::{RawFront, mac};
-use drayage_tests::world::{Arriving, CableUplink, LAN, WorldClock};
+use drayage_tests::uplink::{Arriving, CableUplink};
+use drayage_tests::world::{LAN, WorldClock};
 use drayage_wire::netif::{TxRequest, status, tx_flags};
 use memxen::{DomainId, Hypervisor};
 

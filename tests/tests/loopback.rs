@@ -6,8 +6,10 @@ use drayage::policy::Policy;
 use drayage_netfront::{Counters, Options, Stage, Use};
 use drayage_tests::connector::Offers;
 use drayage_tests::host::{UdpSink, UdpSource};
+use drayage_tests::inhabitants::Pace;
 use drayage_tests::transfers::{at, datagrams_both_ways, streams_both_ways};
-use drayage_tests::world::{Arriving, ControlPath, Pace, Shape, World};
+use drayage_tests::uplink::Arriving;
+use drayage_tests::world::{ControlPath, Shape, World};
 
 const SECOND_NS: u64 = 1_000_000_000;
 

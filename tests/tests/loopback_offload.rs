@@ -4,8 +4,10 @@
 use drayage_netfront::{Counters, Options, Use};
 use drayage_tests::connector::{Offers, Takes};
 use drayage_tests::host::{TcpSink, TcpSource};
+use drayage_tests::inhabitants::Pace;
 use drayage_tests::transfers::{at, datagrams_both_ways, streams_both_ways};
-use drayage_tests::world::{Arriving, Pace, Shape, World};
+use drayage_tests::uplink::Arriving;
+use drayage_tests::world::{Shape, World};
 
 const SECOND_NS: u64 = 1_000_000_000;
 

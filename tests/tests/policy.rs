@@ -12,7 +12,8 @@ use drayage::vif::Counters;
 use drayage::vif::holds::HoldTimes;
 use drayage::worker::Target;
 use drayage_netfront::Options;
-use drayage_tests::world::{Pace, Shape, World};
+use drayage_tests::inhabitants::Pace;
+use drayage_tests::world::{Shape, World};
 use proptest::prelude::*;
 
 const SECOND_NS: u64 = 1_000_000_000;

@@ -8,7 +8,8 @@ use drayage::worker::{Settings, Worker};
 use drayage_tests::back::Back;
 use drayage_tests::cable::{End, cable};
 use drayage_tests::rawfront::{RawFront, mac};
-use drayage_tests::world::{Arriving, CableUplink, LAN, WorldClock};
+use drayage_tests::uplink::{Arriving, CableUplink};
+use drayage_tests::world::{LAN, WorldClock};
 use drayage_wire::netif::{ExtraInfo, ExtraKind, TxRequest, status, tx_flags};
 use memxen::{DomainId, Hypervisor};
 
