@@ -124,7 +124,7 @@ fn measure(
             None => begin(boot()?)?,
         };
         let started = Instant::now();
-        match run_suite(&mut bed.dom0, suite, args, outcome) {
+        match run_suite(context, &mut bed.dom0, suite, args, outcome) {
             Ok(()) => machine = Some((bed, daemon)),
             // The other suites have a machine of their own then: who knows what is left on this one.
             Err(error) => {
@@ -149,13 +149,20 @@ fn begin(mut bed: Testbed) -> Result<(Testbed, Daemon)> {
     Ok((bed, daemon))
 }
 
-fn run_suite(dom0: &mut Dom0, suite: &Suite, args: &BenchArgs, outcome: &mut Outcome) -> Result<()> {
+fn run_suite(
+    context: &Context,
+    dom0: &mut Dom0,
+    suite: &Suite,
+    args: &BenchArgs,
+    outcome: &mut Outcome,
+) -> Result<()> {
     let effort = match args.quick {
         true => Effort::Quick,
         false if args.suite.len() > 1 || args.suite.contains(&SuiteName::All) => Effort::Usual,
         false => Effort::Thorough,
     };
     let mut lab = Lab {
+        context,
         dom0,
         time: suite.time,
         seconds: args.seconds,

@@ -34,6 +34,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Repeats the paper's evaluation: tables, plots and a report.
     Bench(BenchArgs),
+    /// Counts the instructions of a packet in one process, and fails when there are over 5 % more than before.
+    Count(CountArgs),
     /// Runs every test, those under Xen included.
     Test(TestArgs),
 }
@@ -154,6 +156,14 @@ pub enum SuiteName {
     Tcp,
     /// From creation to the first answer.
     Boot,
+}
+
+/// Options of `count`.
+#[derive(Debug, Args)]
+pub struct CountArgs {
+    /// Writes what is counted into tests/channel.baseline.json, which later counts are held against.
+    #[arg(long)]
+    pub renew: bool,
 }
 
 /// Options of `test`.

@@ -9,7 +9,7 @@ use crate::cli::{BuildArgs, Cli, Command, SetupArgs};
 use crate::progress::Verbosity;
 use crate::setup::{Placement, provide};
 use crate::workspace::Workspace;
-use crate::{bench, demo, package, products, run, testing};
+use crate::{bench, count, demo, package, products, run, testing};
 
 /// What every command needs to know.
 #[derive(Debug, Clone)]
@@ -33,6 +33,7 @@ pub fn perform(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => run::run(&context, &args)?,
         Command::Demo(args) => return demo::demo(&context, &args),
         Command::Bench(args) => return bench::bench(&context, &args),
+        Command::Count(args) => return count::count(&context, &args),
         Command::Test(args) => return testing::test(&context, &args),
     }
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod commands;
+pub mod count;
 pub mod cpio;
 pub mod demo;
 pub mod dom0;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,58 @@ fn provide_emulator(workspace: &Workspace, placement: Placement, verbosity: Verb
     wanted.sort_unstable();
     wanted.dedup();
     fetch(&mut apt, wanted, &data, &root, &step)?;
+    fs::write(&complete, "")?;
+    step.done("unpacked");
+    Ok(unpacked)
+}
+
+/// Valgrind, and where its tools are.
+#[derive(Debug, Clone)]
+pub struct Valgrind {
+    program: PathBuf,
+    /// Its tools, where it is not installed.
+    tools: Option<PathBuf>,
+}
+
+impl Valgrind {
+    /// Returns a command that runs it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        if let Some(tools) = &self.tools {
+            command.env("VALGRIND_LIB", tools);
+        }
+        command
+    }
+}
+
+/// Finds, installs or downloads valgrind.
+pub fn provide_valgrind(workspace: &Workspace, verbosity: Verbosity) -> Result<Valgrind> {
+    const NAME: &str = "valgrind";
+    let installed = Valgrind { program: NAME.into(), tools: None };
+    if exists(NAME) {
+        return Ok(installed);
+    }
+    let _lock = workspace.lock()?;
+    let data = workspace.data("")?;
+    let root = data.join(NAME);
+    let unpacked =
+        Valgrind { program: root.join("usr/bin/valgrind"), tools: Some(root.join("usr/libexec/valgrind")) };
+    let complete = root.join("complete");
+    if complete.exists() {
+        return Ok(unpacked);
+    }
+    let mut apt = Apt::find(&data, verbosity)?;
+    if apt.rights() != Rights::None {
+        let step = Step::begin("installing valgrind with apt-get");
+        if apt.install(&[NAME]).is_err() {
+            apt.update(&data)?;
+            apt.install(&[NAME])?;
+        }
+        step.done("installed on this machine");
+        return Ok(installed);
+    }
+    let step = Step::begin(format!("downloading valgrind, nothing is installed, into {}", root.display()));
+    fetch(&mut apt, vec![NAME.to_owned()], &data, &root, &step)?;
     fs::write(&complete, "")?;
     step.done("unpacked");
     Ok(unpacked)

@@ -55,6 +55,11 @@ impl Workspace {
         self.cargo_output.join("release").join(name)
     }
 
+    /// Returns what `cargo build --profile` made of a binary.
+    pub fn profile_binary(&self, profile: &str, name: &str) -> PathBuf {
+        self.cargo_output.join(profile).join(name)
+    }
+
     /// Returns what `cargo build --release` made of a binary for a target that was named.
     pub fn target_binary(&self, target: &str, name: &str) -> PathBuf {
         self.cargo_output.join(target).join("release").join(name)

@@ -11,6 +11,7 @@ use crate::backend;
 use crate::bench::lab::{Competitor, ENDS, Lab};
 use crate::bench::row::{Label, Peer, Row, Time};
 use crate::bench::rx::Receiver;
+use crate::count::{Caches, Counter, Events};
 use crate::demo::guests::{Site, linux, ours};
 use crate::demo::path::{Containers, Ours, Path, Stock};
 use crate::demo::report::Source;
@@ -31,6 +32,7 @@ const COUNTERS: [(&str, &str); 7] = [
 
 /// Runs suite `cost`.
 pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
+    in_one_process(lab)?;
     const PACKETS: u64 = 50_000;
     let mode = Mode::Pvh;
     for peer in [Peer::C, Peer::D] {
@@ -70,6 +72,48 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
             }
         }
         receiver.path.end(lab.dom0)?;
+    }
+    Ok(())
+}
+
+/// What valgrind counts, by callgrind's names: what it is, and the events that are summed up.
+const EVENTS: [(&str, &[&str]); 6] = [
+    ("instructions", &["Ir"]),
+    ("data reads", &["Dr"]),
+    ("data writes", &["Dw"]),
+    ("misses of the first-level data cache", &["D1mr", "D1mw"]),
+    ("misses of the first-level instruction cache", &["I1mr"]),
+    ("misses of the last-level cache", &["ILmr", "DLmr", "DLmw"]),
+];
+
+/// Counts backend, driver, stack and reader in one process of this side's, with memory in the hypervisor's place.
+fn in_one_process(lab: &mut Lab<'_>) -> Result<()> {
+    let counter = Counter::new(&lab.context.workspace, lab.context.verbosity)?;
+    for frame_bytes in ENDS {
+        let alone = counter.per_packet("alone", frame_bytes, Caches::Simulated)?;
+        for (peer, way) in [(Peer::C, "plain"), (Peer::D, "channel")] {
+            let events = counter.per_packet(way, frame_bytes, Caches::Simulated)?;
+            for (name, summed) in EVENTS {
+                let sum = |events: &Events| -> Result<f64> {
+                    let value =
+                        |event: &&str| events.get(*event).with_context(|| format!("no count of {event}"));
+                    summed.iter().map(|event| value(event).copied()).sum()
+                };
+                for (unit, bytes) in [("per packet", 1.0), ("per byte of frame", frame_bytes as f64)] {
+                    let label = Label {
+                        suite: "cost",
+                        peer,
+                        mode: Mode::Pvh,
+                        case: format!("in one process: {name} {unit}"),
+                        frame_bytes: Some(frame_bytes),
+                        varied: None,
+                    };
+                    let mut row = Row::new(&label, lab.time, "cost", unit, sum(&events)? / bytes);
+                    row.note = format!("smoltcp alone, in both: {:.3}", sum(&alone)? / bytes);
+                    lab.add(row, &label);
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::bench::row::{Label, Row, THROUGHPUT, Time, median, noise};
+use crate::commands::Context;
 use crate::demo::report::Generator;
 use crate::demo::search::{Found, Measurement, highest_rate};
 use crate::dom0::{Dom0, Mode};
@@ -26,6 +27,8 @@ const REPEATS: usize = 5;
 /// A machine with its daemon running, and the results so far.
 #[derive(Debug)]
 pub struct Lab<'a> {
+    /// Where things are on this side.
+    pub context: &'a Context,
     /// The driver domain.
     pub dom0: &'a mut Dom0,
     /// What a second is here.
