@@ -48,9 +48,7 @@ pub struct XenMachine<'a> {
 /// and output.
 pub fn xen_command(emulator: &Emulator, machine: &XenMachine) -> Command {
     let mut command = base(emulator);
-    // eager-fpu: QEMU's XSAVE and XRSTOR do not look at CR0.TS, with which Xen would otherwise put off the restoring of
-    // vector registers until a PV guest uses them (ARCHITECTURE.md, "What the emulation does").
-    let xen_line = "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=warning spec-ctrl=eager-fpu \
+    let xen_line = "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=warning \
                     dom0_mem=1024M,max:1024M dom0_max_vcpus=1 dom0_vcpus_pin";
     let dom0_line = "console=hvc0 loglevel=4 rdinit=/init panic=-1";
     command

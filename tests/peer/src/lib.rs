@@ -15,7 +15,6 @@ pub mod processes;
 pub mod protocol;
 pub mod query;
 pub mod recv;
-pub mod registers;
 pub mod remote;
 pub mod report;
 pub mod send;
