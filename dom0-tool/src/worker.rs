@@ -31,7 +31,7 @@ use crate::vif::staging::{self, Staging};
 use crate::vif::tx::{Left, Scratch, Tx};
 use crate::vif::{Connection, Counters, Fault, LocalEvents, RemoteEvents, Rings, Vif};
 use crate::xen::{Access, Copies, EventPort, Xen, XenError};
-use load::{Load, Side};
+use load::Load;
 use stream::Running;
 pub use stream::Target;
 
@@ -46,13 +46,11 @@ const EVENTS: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// When this many frames or more came in within about two hold-offs, the next look at uplinks and at guests
+    /// When this many frames or more came in within about one hold-off, the next look at uplinks and at guests
     /// that send is put off, so that one wake-up serves many packets.
     pub busy_frames: usize,
-    /// For how long at least; 0 for never.
+    /// For how long; 0 for never.
     pub holdoff_us: u32,
-    /// For how long at most, where looks bring too few frames to be worth a wake-up.
-    pub holdoff_most_us: u32,
     /// How long to look again and again before sleeping, where frames came so close after each other that this
     /// would have caught them; no look is put off then. It costs a processor of its own; 0 for never.
     pub busy_poll_us: u32,
@@ -60,7 +58,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { busy_frames: 4, holdoff_us: 100, holdoff_most_us: 400, busy_poll_us: 0 }
+        Self { busy_frames: 8, holdoff_us: 100, busy_poll_us: 0 }
     }
 }
 
@@ -404,23 +402,19 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         }
         let now_ns = self.clock.now_ns();
         let events = self.take_events();
-        let (mut busy, mut side) = (0, Side::Guests);
+        let mut busy = 0;
         let mut again = self.control_ready && self.serve_control() == staging::Left::Some;
         let looked = now_ns >= self.put_off_until_ns;
         if looked {
             let (frames, left) = self.take_from_guests(now_ns);
             busy += frames;
             again |= left == Left::Some;
-            let from_guests = busy;
             let (frames, left) = self.take_from_uplinks(now_ns);
             busy += frames;
             again |= left == Left::Some;
             let (frames, left) = self.take_from_trunks(now_ns);
             busy += frames;
             again |= left == Left::Some;
-            if from_guests == 0 {
-                side = Side::Outside;
-            }
             self.publish_trunks();
         }
         let mut stream = self.generate(now_ns);
@@ -437,14 +431,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let poll_ns = u64::from(self.settings.busy_poll_us) * 1000;
         let mut polls = false;
         if looked {
-            self.load.note(now_ns, busy, side, holdoff_ns, poll_ns);
+            self.load.note(now_ns, busy, holdoff_ns, poll_ns);
             polls = !again && self.load.is_worth_polling(now_ns, poll_ns);
             self.counters.polls += u64::from(polls && busy == 0);
-            if !again && !polls {
-                let most_ns = u64::from(self.settings.holdoff_most_us) * 1000;
-                let put_off_ns = self.load.put_off_ns(self.settings.busy_frames, holdoff_ns, most_ns);
-                self.put_off_until_ns = now_ns + put_off_ns;
-                self.counters.put_off += u64::from(put_off_ns > 0);
+            if !again && !polls && busy > 0 && self.load.reaches(self.settings.busy_frames) {
+                self.put_off_until_ns = now_ns + holdoff_ns;
+                self.counters.put_off += 1;
             }
         }
         let mut when = earlier(stream, handed);
