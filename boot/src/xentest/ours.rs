@@ -209,7 +209,7 @@ fn end_under_traffic(bench: &mut Bench, command: &str) -> Result<()> {
 fn start_traffic(bench: &mut Bench, ip: &str) -> Result<crate::agent::Process> {
     let process = bench.dom0.spawn(&format!(
         "peer send --dev {TAP} --dst-mac {GUEST_MAC} --dst-ip {ip} --src-ip {HOST_IP} --dst-port 7 \
-         --frame 252 --rate 5000 --count 100000000"
+         --frame 252 --rate 1000 --count 100000000"
     ))?;
     let early = bench.dom0.agent().wait(&process, Duration::from_millis(500))?;
     ensure!(early.is_none(), "the sender ended at once: {early:?}");

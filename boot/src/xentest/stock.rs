@@ -1,20 +1,43 @@
 //! Scenarios on Xen's stock backend. Knows nothing of our backend.
 
 use anyhow::{Result, ensure};
+use drayage_peer::report::RegistersReport;
 
 use super::Scenario;
 use super::bench::{Bench, CONSOLE};
 use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, linux, linux_reader_script, ours, stock_vif};
-use crate::dom0::Mode;
+use crate::dom0::{Mode, Start};
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
+        Scenario { name: "xen::stock::pv_guests_keep_vector_registers", run: vector_registers },
         Scenario { name: "xen::stock::linux_pv_guest_answers", run: |bench| linux_answers(bench, Mode::Pv) },
         Scenario { name: "xen::stock::pv_guest_answers", run: |bench| ours_answers(bench, Mode::Pv) },
         Scenario { name: "xen::stock::pvh_guest_answers", run: |bench| ours_answers(bench, Mode::Pvh) },
         Scenario { name: "xen::stock::dhcp_lease", run: dhcp_lease },
         Scenario { name: "xen::stock::answers_again_after_a_reboot", run: reboot },
     ]
+}
+
+/// The test bed itself: two PV guests on one processor, without any network. Where Linux switches processes right
+/// after Xen has switched guests, one guest's registers must not end up in a process of the other.
+fn vector_registers(bench: &mut Bench) -> Result<()> {
+    // Two processes each, so that Linux has something to switch between.
+    let beside = "peer registers --seconds 600 & peer registers --seconds 600";
+    let watched = "ip link set lo up; peer registers --seconds 4 > /run/report & peer registers --seconds 4; wait; \
+                   cat /run/report; echo both reported; peer serve-echo";
+    bench.dom0.create(&linux("beside", Mode::Pv, beside), Start::Running)?;
+    bench.dom0.create(&linux("watched", Mode::Pv, watched), Start::Running)?;
+    bench.await_console("watched", "both reported")?;
+    let console = bench.dom0.console("watched")?;
+    let reports: Vec<RegistersReport> =
+        console.lines().filter_map(|line| serde_json::from_str(line.trim()).ok()).collect();
+    ensure!(reports.len() == 2 && reports.iter().all(|report| report.looks > 100), "{console}");
+    ensure!(reports.iter().all(|report| report.lost == 0), "registers were lost: {reports:?}");
+    for name in ["beside", "watched"] {
+        bench.dom0.destroy(name)?;
+    }
+    Ok(())
 }
 
 /// The test bed itself: where Linux does not answer, nothing else need be looked at.

@@ -15,6 +15,7 @@ pub mod processes;
 pub mod protocol;
 pub mod query;
 pub mod recv;
+pub mod registers;
 pub mod remote;
 pub mod report;
 pub mod send;

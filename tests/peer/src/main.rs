@@ -13,7 +13,7 @@ use drayage_peer::frame::{UdpFlow, parse_mac};
 use drayage_peer::ping::{Pace, PingOptions, Stop};
 use drayage_peer::recv::RecvOptions;
 use drayage_peer::send::SendOptions;
-use drayage_peer::{agent, echo, init, offload, orders, ping, query, recv, remote, send, sys};
+use drayage_peer::{agent, echo, init, offload, orders, ping, query, recv, registers, remote, send, sys};
 use serde::Serialize;
 
 /// Traffic and control inside the test bed's machines.
@@ -58,6 +58,12 @@ enum Command {
         /// sg, tso, gso, gro or tx.
         #[arg(required = true, value_parser = parse_offload)]
         settings: Vec<(String, offload::Switch)>,
+    },
+    /// Looks whether vector registers keep their values, and prints a report.
+    Registers {
+        /// For how long.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
     },
     /// Runs as the first process of a Linux guest.
     Init,
@@ -266,6 +272,7 @@ fn run(command: Command) -> Result<()> {
         Command::Offload { device, settings } => {
             settings.iter().try_for_each(|(name, to)| offload::set(&device, name, *to))
         }
+        Command::Registers { seconds } => print(&registers::watch(seconds)),
         Command::Init => init::run(),
         Command::Insmod { modules } => modules.iter().try_for_each(|path| init::insert(path)),
         Command::Send(args) => print(&send::send(&send_options(args))?),

@@ -75,3 +75,12 @@ pub struct EchoReport {
     /// From the first byte sent to the last received.
     pub elapsed_ns: u64,
 }
+
+/// Report of `peer registers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RegistersReport {
+    /// Times that all vector registers were looked at.
+    pub looks: u64,
+    /// Times that one of them did not hold what was put into it.
+    pub lost: u64,
+}

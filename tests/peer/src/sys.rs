@@ -255,6 +255,62 @@ pub fn power_off() -> io::Error {
     io::Error::last_os_error()
 }
 
+/// Puts known values into all vector registers, counts down, and tells whether they are still there.
+pub fn keeps_vector_registers(count: u64, seed: u8) -> bool {
+    let before: [u8; 256] = std::array::from_fn(|at| (at as u8).wrapping_mul(7).wrapping_add(seed));
+    let mut after = [0u8; 256];
+    // SAFETY: sixteen loads from and stores to live arrays of 256 bytes, none of which wants an alignment; every
+    // register that changes is named.
+    unsafe {
+        std::arch::asm!(
+            "movdqu xmm0, [{before}]",
+            "movdqu xmm1, [{before} + 16]",
+            "movdqu xmm2, [{before} + 32]",
+            "movdqu xmm3, [{before} + 48]",
+            "movdqu xmm4, [{before} + 64]",
+            "movdqu xmm5, [{before} + 80]",
+            "movdqu xmm6, [{before} + 96]",
+            "movdqu xmm7, [{before} + 112]",
+            "movdqu xmm8, [{before} + 128]",
+            "movdqu xmm9, [{before} + 144]",
+            "movdqu xmm10, [{before} + 160]",
+            "movdqu xmm11, [{before} + 176]",
+            "movdqu xmm12, [{before} + 192]",
+            "movdqu xmm13, [{before} + 208]",
+            "movdqu xmm14, [{before} + 224]",
+            "movdqu xmm15, [{before} + 240]",
+            "2:",
+            "sub {count}, 1",
+            "jnz 2b",
+            "movdqu [{after}], xmm0",
+            "movdqu [{after} + 16], xmm1",
+            "movdqu [{after} + 32], xmm2",
+            "movdqu [{after} + 48], xmm3",
+            "movdqu [{after} + 64], xmm4",
+            "movdqu [{after} + 80], xmm5",
+            "movdqu [{after} + 96], xmm6",
+            "movdqu [{after} + 112], xmm7",
+            "movdqu [{after} + 128], xmm8",
+            "movdqu [{after} + 144], xmm9",
+            "movdqu [{after} + 160], xmm10",
+            "movdqu [{after} + 176], xmm11",
+            "movdqu [{after} + 192], xmm12",
+            "movdqu [{after} + 208], xmm13",
+            "movdqu [{after} + 224], xmm14",
+            "movdqu [{after} + 240], xmm15",
+            before = in(reg) before.as_ptr(),
+            after = in(reg) after.as_mut_ptr(),
+            count = inout(reg) count.max(1) => _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nostack),
+        );
+    }
+    before == after
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
