@@ -225,8 +225,7 @@ impl<P: Platform> TxQueue<P> {
         let first = self.ring.get().next_request().slot();
         let ring = RING_SLOTS as usize;
         let start = (first + open) % ring;
-        start + pages <= ring + self.pool.mirrored()
-            && (first..first + open + pages).all(|page| !self.is_busy(page % ring))
+        start + pages <= ring + self.pool.mirrored() && !any_is_busy(&self.busy, first, open + pages)
     }
 
     /// Sends a frame of `len` bytes that `write` fills in; with `segment_bytes` it is a TCP super-frame over
@@ -469,4 +468,38 @@ fn finish_checksum(frame: &mut [u8], terms: Terms) -> Checksum {
         return Checksum::Valid;
     }
     Checksum::Unverified
+}
+
+/// Returns whether one of so many pages is busy, from `first` on and around the ring's end. Asked for every packet,
+/// so it looks at 64 pages at a time.
+fn any_is_busy(busy: &[u64; 4], first: usize, pages: usize) -> bool {
+    let (mut page, mut left) = (first % RING_SLOTS as usize, pages);
+    while left > 0 {
+        let (word, bit) = (page / 64, page % 64);
+        let here = left.min(64 - bit);
+        if busy[word] & ((u64::MAX >> (64 - here)) << bit) != 0 {
+            return true;
+        }
+        (page, left) = ((page + here) % RING_SLOTS as usize, left - here);
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_page_is_found_in_any_range_that_has_it() {
+        for page in [0, 1, 63, 64, 127, 200, 255] {
+            let mut busy = [0; 4];
+            busy[page / 64] |= 1 << (page % 64);
+            for first in 0..256 {
+                for pages in [0, 1, 2, 16, 63, 64, 65, 130, 256] {
+                    let expected = (first..first + pages).any(|at| at % 256 == page);
+                    assert_eq!(any_is_busy(&busy, first, pages), expected, "{page} in {pages} from {first}");
+                }
+            }
+        }
+    }
 }
