@@ -17,6 +17,7 @@ pub const COMMAND: Duration = Duration::from_secs(60);
 pub struct Dom0 {
     agent: Agent,
     guests: Vec<String>,
+    guest_cpu: u8,
 }
 
 /// How a guest is virtualised.
@@ -72,10 +73,10 @@ pub enum Start {
 }
 
 impl Guest {
-    /// Returns the configuration file's text.
-    fn config(&self) -> String {
+    /// Returns the configuration file's text for a guest on a CPU.
+    fn config(&self, cpu: u8) -> String {
         let mut text = format!(
-            "name = {:?}\ntype = {:?}\nkernel = {:?}\nmemory = {}\nvcpus = 1\ncpus = \"1\"\nextra = {:?}\n",
+            "name = {:?}\ntype = {:?}\nkernel = {:?}\nmemory = {}\nvcpus = 1\ncpus = \"{cpu}\"\nextra = {:?}\n",
             self.name,
             self.mode.name(),
             self.kernel,
@@ -95,9 +96,9 @@ impl Guest {
 }
 
 impl Dom0 {
-    /// Takes the connection to dom0's agent.
-    pub fn new(agent: Agent) -> Self {
-        Dom0 { agent, guests: Vec::new() }
+    /// Takes the connection to dom0's agent, and the number of the CPU for guests.
+    pub fn new(agent: Agent, guest_cpu: u8) -> Self {
+        Dom0 { agent, guests: Vec::new(), guest_cpu }
     }
 
     /// Runs a shell command that must succeed, and returns what it printed.
@@ -138,7 +139,7 @@ impl Dom0 {
     /// Creates a guest with xl.
     pub fn create(&mut self, guest: &Guest, start: Start) -> Result<()> {
         let path = format!("/run/{}.cfg", guest.name);
-        self.agent.write(&path, &guest.config())?;
+        self.agent.write(&path, &guest.config(self.guest_cpu))?;
         let log = console_file(&guest.name);
         // What an earlier guest of this name printed must not be taken for this one's.
         self.shell(&format!("rm -f {log}"))?;
@@ -253,7 +254,7 @@ mod tests {
             extra_lines: vec!["maxmem = 32".into()],
         };
         assert_eq!(
-            guest.config(),
+            guest.config(1),
             "name = \"one\"\ntype = \"pvh\"\nkernel = \"/k\"\nmemory = 16\nvcpus = 1\ncpus = \"1\"\n\
              extra = \"app=echo ip=10.0.0.2/24\"\nvif = [\"mac=00:16:3e:00:00:01,script=/bin/true\"]\n\
              maxmem = 32\n"

@@ -20,6 +20,18 @@ pub enum Clock {
     Wall,
     /// One nanosecond for every instruction that is executed, over all CPUs together.
     Instructions,
+    /// The same on a machine with one CPU: there a domain is billed for its own work alone.
+    InstructionsOfOneCpu,
+}
+
+impl Clock {
+    /// Returns the number of the machine's last CPU, on which guests run; dom0 is on the first.
+    pub fn last_cpu(self) -> u8 {
+        match self {
+            Clock::Wall | Clock::Instructions => 1,
+            Clock::InstructionsOfOneCpu => 0,
+        }
+    }
 }
 
 /// CPU features that are left out, each for a reason:
@@ -55,7 +67,8 @@ pub fn xen_command(emulator: &Emulator, machine: &XenMachine) -> Command {
     let dom0_line = "console=hvc0 loglevel=4 rdinit=/init panic=-1";
     command
         .args(accelerator(machine.clock))
-        .args(["-smp", "2", "-cpu", CPU, "-m", "3072", "-net", "none"])
+        .args(["-smp", &(machine.clock.last_cpu() + 1).to_string()])
+        .args(["-cpu", CPU, "-m", "3072", "-net", "none"])
         .args(serial_to_file(machine.console))
         .args(["-chardev", "stdio,id=agent,signal=off", "-serial", "chardev:agent"])
         .arg("-kernel")
@@ -130,7 +143,9 @@ fn base(emulator: &Emulator) -> Command {
 fn accelerator(clock: Clock) -> &'static [&'static str] {
     match clock {
         Clock::Wall => &["-accel", "tcg,thread=multi"],
-        Clock::Instructions => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"],
+        Clock::Instructions | Clock::InstructionsOfOneCpu => {
+            &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+        }
     }
 }
 

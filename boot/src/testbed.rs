@@ -47,6 +47,7 @@ impl Testbed {
         let step = Step::begin(match clock {
             Clock::Wall => "booting Xen and dom0",
             Clock::Instructions => "booting Xen and dom0, in instruction time",
+            Clock::InstructionsOfOneCpu => "booting Xen and dom0 on one CPU, in instruction time",
         });
         let command = xen_command(
             &provisions.emulator,
@@ -65,7 +66,7 @@ impl Testbed {
         match connected {
             Ok(agent) => {
                 step.done("dom0 is up");
-                Ok(Testbed { dom0: Dom0::new(agent), machine, console })
+                Ok(Testbed { dom0: Dom0::new(agent, clock.last_cpu()), machine, console })
             }
             Err(error) => Err(error.context(Failure { text: boot_failure(&machine, &console) })),
         }

@@ -11,7 +11,7 @@ use drayage_netfront::{Event, Fired, Netfront, Options, Reading, Stage, Use, Vif
 use crate::console::println;
 use crate::events::Port;
 use crate::platform::Xen;
-use crate::{time, toolstack, xenstore};
+use crate::{hypercall, time, toolstack, xenstore};
 
 /// How long the backends have to take what was sent last.
 const DRAIN_NS: u64 = 1_000_000_000;
@@ -174,6 +174,10 @@ impl Machine for Guest {
             }
         }
         found
+    }
+
+    fn cpu_ns(&self) -> Option<u64> {
+        hypercall::running_ns().ok()
     }
 
     fn sleep(&mut self, until_ns: Option<u64>) {

@@ -88,6 +88,27 @@ pub(crate) fn poll(ports: &[u32], deadline_ns: u64) {
     unsafe { call(SCHED_OP, [3, address_of(&mut argument), 0, 0, 0]) };
 }
 
+// ---- virtual processors (public/vcpu.h) ----------------------------------------------------------------
+
+const VCPU_OP: u64 = 24;
+
+/// Returns for how long the first virtual processor has run in all, in nanoseconds.
+pub(crate) fn running_ns() -> XenResult {
+    /// `struct vcpu_runstate_info`.
+    #[repr(C)]
+    struct Runstate {
+        state: i32,
+        since_ns: u64,
+        running_ns: u64,
+        others_ns: [u64; 3],
+    }
+    const _: () = assert!(size_of::<Runstate>() == 48 && offset_of!(Runstate, running_ns) == 16);
+    let mut argument = Runstate { state: 0, since_ns: 0, running_ns: 0, others_ns: [0; 3] };
+    // SAFETY: VCPUOP_get_runstate_info of processor 0 writes one vcpu_runstate_info.
+    check(unsafe { call(VCPU_OP, [4, 0, address_of(&mut argument), 0, 0]) })?;
+    Ok(argument.running_ns)
+}
+
 // ---- event channels (public/event_channel.h) -----------------------------------------------------------
 
 const EVENT_CHANNEL_OP: u64 = 32;

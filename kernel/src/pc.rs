@@ -31,6 +31,11 @@ impl Machine for Pc {
         time::now_ns()
     }
 
+    /// Nobody shares the processor.
+    fn cpu_ns(&self) -> Option<u64> {
+        Some(self.now_ns())
+    }
+
     fn sleep(&mut self, until_ns: Option<u64>) {
         time::sleep_until(until_ns, &[]);
     }

@@ -18,6 +18,9 @@ use crate::dom0::Mode;
 /// Rates of the stream beside the pings, in packets a second.
 const LOADS: [u64; 3] = [1_000, 5_000, 20_000];
 
+/// What our guest prints before it sleeps for the first time with a network that is up.
+const NETWORK_IS_UP: &str = "boot: network is up, cpu_ns=";
+
 /// Pings of one point.
 const PINGS: u64 = 100;
 
@@ -124,9 +127,8 @@ pub fn boot(lab: &mut Lab<'_>) -> Result<()> {
 
 /// Adds what the guest itself says about the CPU time that it took to get its network.
 fn own_time(lab: &mut Lab<'_>, peer: Peer, mode: Mode) -> Result<()> {
-    let console = lab.dom0.console("rx0")?;
-    let line = console.lines().find_map(|line| line.trim().strip_prefix("boot: network is up, cpu_ns="));
-    let Some(text) = line else { return Ok(()) };
+    let said = lab.dom0.await_console("rx0", 0, &[NETWORK_IS_UP], Duration::from_secs(30))?.0;
+    let text = said.trim().strip_prefix(NETWORK_IS_UP).unwrap_or_default();
     let cpu_ns: f64 = text.trim().parse().with_context(|| format!("CPU time of the guest: {text:?}"))?;
     let label = Label {
         suite: "boot",

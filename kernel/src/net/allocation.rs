@@ -95,6 +95,10 @@ impl Machine for Deck {
         self.now_ns
     }
 
+    fn cpu_ns(&self) -> Option<u64> {
+        None
+    }
+
     fn next_change(&mut self) -> Option<Change> {
         if self.up < self.interfaces {
             self.up += 1;

@@ -199,6 +199,10 @@ impl Machine for FakeMachine<'_> {
         self.now_ns
     }
 
+    fn cpu_ns(&self) -> Option<u64> {
+        Some(self.now_ns)
+    }
+
     fn sleep(&mut self, until_ns: Option<u64>) {
         assert!(until_ns.is_none_or(|at| at > self.now_ns), "a sleep that is none");
         self.slept.push(until_ns);

@@ -138,6 +138,11 @@ impl Link {
         self.number
     }
 
+    /// Tells whether it has the addresses that it is to have: a lease, where it asks for one.
+    pub(super) fn has_address(&self) -> bool {
+        self.dhcp.is_none() || self.interface.ipv4_addr().is_some()
+    }
+
     /// Takes a batch in, lets the app work, sends what it and the stack have to send. In a router, packets for
     /// others leave by the other interface meanwhile.
     pub(super) fn turn<N: Nic>(

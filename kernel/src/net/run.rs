@@ -28,6 +28,9 @@ pub trait Machine {
     /// Returns the time in nanoseconds since its start.
     fn now_ns(&self) -> u64;
 
+    /// Returns for how many nanoseconds it has had a processor, where somebody knows.
+    fn cpu_ns(&self) -> Option<u64>;
+
     /// Returns what happened besides packets. Called in every round: cheap while nothing has.
     fn next_change(&mut self) -> Option<Change>;
 
@@ -71,7 +74,8 @@ pub fn run<M: Machine>(
     seed: Seed,
 ) -> Ended {
     let router = (settings.app.role == Role::Router).then(Router::new);
-    let mut state = State { machine, console, settings, seed, links: Vec::new(), router };
+    let mut state =
+        State { machine, console, settings, seed, links: Vec::new(), router, boot: Boot::UnderWay };
     let ended = loop {
         if let Some(request) = state.take_changes() {
             break Ended::Asked(request);
@@ -98,6 +102,16 @@ struct State<'a, M> {
     seed: Seed,
     links: Vec<Link>,
     router: Option<Router>,
+    boot: Boot,
+}
+
+/// Whether the guest has become ready for its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boot {
+    /// No interface is up yet, or one has no address.
+    UnderWay,
+    /// It has said so.
+    Done,
 }
 
 impl<M: Machine> State<'_, M> {
@@ -128,9 +142,21 @@ impl<M: Machine> State<'_, M> {
                 .chain(routing.flatten())
                 .min()
                 .map(|at| if at > now_ns { at } else { now_ns + STUCK_NS });
+            self.note_boot();
             self.machine.sleep(until_ns);
         }
         sum
+    }
+
+    /// Says once, before the first sleep with a network that is up, what processor time that took.
+    fn note_boot(&mut self) {
+        if self.boot == Boot::Done || self.links.is_empty() || !self.links.iter().all(Link::has_address) {
+            return;
+        }
+        self.boot = Boot::Done;
+        if let Some(cpu_ns) = self.machine.cpu_ns() {
+            let _ = writeln!(self.console, "boot: network is up, cpu_ns={cpu_ns}");
+        }
     }
 
     /// Arms every card, also behind one that found work: an event that was not asked for is lost.
