@@ -4,7 +4,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 use drayage_entry::Channel;
 use drayage_kernel::store_stream::{Incoming, Message};
@@ -272,7 +272,8 @@ impl Client {
     fn receive(&mut self) -> Result<Option<Message>, StoreError> {
         loop {
             let wanted = self.incoming.wanted_bytes().map_err(|_| self.give_up())?;
-            let mut consumer = self.ring.response_consumer.load(Ordering::Relaxed);
+            let before = self.ring.response_consumer.load(Ordering::Relaxed);
+            let mut consumer = before;
             let filled = self.ring.response_producer.load(Ordering::Acquire).wrapping_sub(consumer) as usize;
             if filled > RING_BYTES {
                 return Err(self.give_up());
@@ -285,11 +286,14 @@ impl Client {
             }
             self.ring.response_consumer.store(consumer, Ordering::Release);
             self.incoming.push(&piece[..take]);
-            if take > 0 && filled == RING_BYTES {
-                events::notify(self.port); // The other end may be waiting for room.
+            // The other end waits for room where it has found none, which it may have done until it saw the store
+            // above: its index is read again behind that. Otherwise it need not be woken.
+            fence(Ordering::SeqCst);
+            let producer = self.ring.response_producer.load(Ordering::Relaxed);
+            if take > 0 && producer.wrapping_sub(before) as usize >= RING_BYTES {
+                events::notify(self.port);
             }
             if let Some(message) = self.incoming.take() {
-                events::notify(self.port);
                 return Ok(Some(message));
             }
             if take == 0 {

@@ -176,22 +176,28 @@ pub(super) fn protect_image(boot: &BootInfo) -> Result<(), MapError> {
     let image = super::image();
     match tables()? {
         Tables::Own { .. } => {
+            let mut last = None;
             for large in (0..4 * LEVEL_BYTES[3]).step_by(LEVEL_BYTES[2] as usize) {
-                let slot = slot(large, 2)?.ok_or(MapError::NotMapped)?;
+                let slot = slot_behind(last, large, 2)?.ok_or(MapError::NotMapped)?;
+                last = Some(slot);
                 if large < image.end {
                     split(slot, large)?;
                 } else {
                     let is_used = is_used(boot, Range::new(large, large + LEVEL_BYTES[2]));
                     let entry = if is_used { read(slot.address) | NO_EXECUTE } else { 0 };
-                    // SAFETY: nothing above the image is code, and nobody uses what is unmapped.
-                    unsafe { write(slot, large, entry) }?;
+                    // SAFETY: our table is writable; nothing above the image is code, and nobody uses what is
+                    // unmapped.
+                    unsafe { entry_at(slot.address) }.write(entry);
                 }
             }
             let end = image.end.next_multiple_of(LEVEL_BYTES[2]);
+            last = None;
             for address in (0..end).step_by(PAGE_BYTES as usize) {
-                let slot = slot(address, 1)?.ok_or(MapError::NotMapped)?;
-                // SAFETY: `protected` only takes permissions that the image does not use.
-                unsafe { write(slot, address, protected(address, read(slot.address))) }?;
+                let slot = slot_behind(last, address, 1)?.ok_or(MapError::NotMapped)?;
+                last = Some(slot);
+                let entry = protected(address, read(slot.address));
+                // SAFETY: our table is writable; `protected` only takes permissions that the image does not use.
+                unsafe { entry_at(slot.address) }.write(entry);
             }
             tlb::flush_all();
             Ok(())
@@ -199,25 +205,20 @@ pub(super) fn protect_image(boot: &BootInfo) -> Result<(), MapError> {
         Tables::Pv { .. } => {
             // What the builder mapped is contiguous from 0, and ends at or behind its last page.
             let taken_end = boot.taken.iter().last().map_or(image.end, |range| range.end.max(image.end));
-            let mut batch = [MmuUpdate::default(); 64];
-            let mut count = 0;
+            let mut batch = Batch::default();
+            let mut last = None;
             for address in (0..).step_by(PAGE_BYTES as usize) {
-                let found = slot(address, 1)?.filter(|slot| read(slot.address) & PRESENT != 0);
+                last = slot_behind(last, address, 1)?;
+                let found = last.filter(|slot| read(slot.address) & PRESENT != 0);
                 if let Some(slot) = found {
-                    batch[count] =
-                        MmuUpdate { entry: slot.machine, value: protected(address, read(slot.address)) };
-                    count += 1;
-                }
-                let is_last = found.is_none() && address >= taken_end;
-                if count == batch.len() || is_last {
                     // SAFETY: `protected` only takes permissions that nothing uses.
-                    unsafe { hypercall::mmu_update(&batch[..count]) }?;
-                    count = 0;
-                }
-                if is_last {
+                    unsafe { batch.push(slot, protected(address, read(slot.address))) }?;
+                } else if address >= taken_end {
                     break;
                 }
             }
+            // SAFETY: as above.
+            unsafe { batch.send() }?;
             hypercall::flush_tlb()?;
             Ok(())
         }
@@ -280,6 +281,38 @@ pub(crate) unsafe fn map(address: u64, frame: Frame, access: Access) -> Result<(
     }
 }
 
+/// Maps `count` pages of memory in a row once more, at other addresses in a row.
+///
+/// # Safety
+/// Nothing may be mapped at those addresses, and whoever uses the memory must bear another mapping of it.
+pub(crate) unsafe fn map_again(address: u64, memory: u64, count: usize) -> Result<(), MapError> {
+    let mut batch = Batch::default();
+    let (mut to, mut from) = (None, None);
+    for offset in (0..count as u64 * PAGE_BYTES).step_by(PAGE_BYTES as usize) {
+        let slot = match slot_behind(to, address + offset, 1)? {
+            Some(slot) if slot.level == 1 => slot,
+            _ => make_slot(address + offset, 1)?,
+        };
+        to = Some(slot);
+        match tables()? {
+            Tables::Own { .. } => {
+                let entry = (memory + offset) | flags(Access::ReadWrite);
+                // SAFETY: our table is writable; our caller vouches for the address and the memory.
+                unsafe { entry_at(slot.address) }.write(entry);
+            }
+            Tables::Pv { .. } => {
+                from = slot_behind(from, memory + offset, 1)?;
+                let old = from.map(|slot| read(slot.address)).filter(|entry| entry & PRESENT != 0);
+                let frame = old.ok_or(MapError::NotMapped)? & FRAME_MASK;
+                // SAFETY: our caller vouches for the address and the memory.
+                unsafe { batch.push(slot, frame | flags(Access::ReadWrite)) }?;
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe { batch.send() }
+}
+
 /// Takes the mapping of a page away.
 ///
 /// # Safety
@@ -336,6 +369,60 @@ fn slot(address: u64, wanted: usize) -> Result<Option<Slot>, MapError> {
         table = table_address(machine)?;
     }
     Ok(None)
+}
+
+/// Finds the entry of the wanted level for an address, given that of the page before it: the next one, unless a
+/// new table begins.
+fn slot_behind(previous: Option<Slot>, address: u64, wanted: usize) -> Result<Option<Slot>, MapError> {
+    match previous {
+        Some(Slot { address: entry, machine, level })
+            if level == wanted && !address.is_multiple_of(LEVEL_BYTES[level + 1]) =>
+        {
+            Ok(Some(Slot { address: entry + 8, machine: machine + 8, level }))
+        }
+        _ => slot(address, wanted),
+    }
+}
+
+/// Changes of entries that Xen is told of many at a time (PV).
+struct Batch {
+    updates: [MmuUpdate; 64],
+    count: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { updates: [MmuUpdate::default(); 64], count: 0 }
+    }
+}
+
+impl Batch {
+    /// Adds a change.
+    ///
+    /// # Safety
+    /// It must be sound.
+    unsafe fn push(&mut self, slot: Slot, value: u64) -> Result<(), MapError> {
+        self.updates[self.count] = MmuUpdate { entry: slot.machine, value };
+        self.count += 1;
+        if self.count == self.updates.len() {
+            // SAFETY: our caller vouches for each change.
+            unsafe { self.send() }?;
+        }
+        Ok(())
+    }
+
+    /// Makes the changes.
+    ///
+    /// # Safety
+    /// As for [`Batch::push`].
+    unsafe fn send(&mut self) -> Result<(), MapError> {
+        if self.count > 0 {
+            // SAFETY: our caller vouches for the changes.
+            unsafe { hypercall::mmu_update(&self.updates[..self.count]) }?;
+            self.count = 0;
+        }
+        Ok(())
+    }
 }
 
 /// Finds the entry of the wanted level for an address, and makes the tables that are missing on the way.

@@ -79,13 +79,12 @@ impl Pool {
         let pages = Pages::allocate(count).ok_or(MapError::NoMemory)?;
         let address = reserve(count + mirror)?;
         let pool = Self { pages, address, mirror };
-        for i in 0..(count + mirror) as u64 {
-            let page = pool.pages.address() + i % count as u64 * PAGE_BYTES;
-            let frame = paging::frame_of(page).ok_or(MapError::NotMapped)?;
-            // SAFETY: the addresses were just reserved; the pages are the pool's, which is only ever used as
-            // shared bytes, where being mapped twice (or three times) is what is wanted.
-            unsafe { paging::map(address + i * PAGE_BYTES, frame, Access::ReadWrite) }?;
-        }
+        let memory = pool.pages.address();
+        // SAFETY: the addresses were just reserved; the pages are the pool's, which is only ever used as shared
+        // bytes, where being mapped twice (or three times) is what is wanted.
+        unsafe { paging::map_again(address, memory, count) }?;
+        // SAFETY: as above.
+        unsafe { paging::map_again(address + count as u64 * PAGE_BYTES, memory, mirror) }?;
         Ok(pool)
     }
 
