@@ -79,7 +79,7 @@ pub(crate) enum Command {
     /// container.
     Capture(CaptureArgs),
     /// Checks what the daemon needs of this host.
-    Doctor(Output),
+    Doctor(DoctorArgs),
     /// Prints the completions of a shell, to be put where it looks for them.
     Completions {
         /// Shell.
@@ -126,6 +126,15 @@ fn interval(text: &str) -> Result<f64, String> {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
         _ => Err("it can be 0.1 to 3600".into()),
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Proposes which CPU does what instead: this domain, its interrupts, the workers, the guests.
+    #[arg(long)]
+    pub(crate) cores: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Args)]

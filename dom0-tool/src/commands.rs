@@ -18,7 +18,7 @@ use drayage::rules::Rules;
 use drayage::table;
 use serde::Serialize;
 
-use crate::cli::{AttachArgs, CaptureArgs, Cli, Command, GenerateArgs, OnOff, Output, RunArgs};
+use crate::cli::{AttachArgs, CaptureArgs, Cli, Command, DoctorArgs, GenerateArgs, OnOff, Output, RunArgs};
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
@@ -55,7 +55,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Top { interval } => crate::top::show(&socket, Duration::from_secs_f64(interval))?,
         Command::Generate(args) => generate(&socket, args)?,
         Command::Capture(args) => capture(&socket, args)?,
-        Command::Doctor(output) => {
+        Command::Doctor(DoctorArgs { cores: true, output }) => {
+            show(&output, &drayage::cores::examine(), table::cores)?;
+        }
+        Command::Doctor(DoctorArgs { output, .. }) => {
             let checks = examine(&socket);
             show(&output, &checks, |checks| table::checks(checks))?;
             if checks.iter().any(|check| check.verdict == Verdict::Bad) {

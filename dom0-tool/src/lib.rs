@@ -10,6 +10,7 @@ pub mod capture;
 pub mod class;
 pub mod clock;
 pub mod control;
+pub mod cores;
 pub mod daemon;
 pub mod doctor;
 mod fabric;

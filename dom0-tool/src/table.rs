@@ -6,6 +6,7 @@ use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 
 use crate::control::views::{Interface, InterfaceStats};
+use crate::cores::Proposal;
 use crate::doctor::{Check, Verdict};
 use crate::ipc::Stats;
 
@@ -205,4 +206,30 @@ pub fn checks(checks: &[Check]) -> String {
         table.add_row([mark, &check.name, &check.found, &check.mend]);
     }
     table.trim_fmt()
+}
+
+/// Shows which CPU should do what, and how to have it so.
+pub fn cores(proposal: &Proposal) -> String {
+    let mut table = table(&["cpu", "core", "socket", "node", "runs", "why"]);
+    for one in &proposal.uses {
+        let runs = if one.runs.is_empty() { "-".to_owned() } else { one.runs.join(", ") };
+        let cpu = one.cpu;
+        table.add_row([
+            cpu.number.to_string(),
+            cpu.core.to_string(),
+            cpu.socket.to_string(),
+            cpu.node.to_string(),
+            runs,
+            one.why.to_owned(),
+        ]);
+    }
+    let mut text = table.trim_fmt();
+    text.push_str("\n\nto have it so:\n");
+    for step in &proposal.steps {
+        text.push_str(&format!("  {step}\n"));
+    }
+    for note in &proposal.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text
 }
