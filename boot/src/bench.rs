@@ -4,12 +4,15 @@
 pub mod cost;
 pub mod delay;
 pub mod flow;
+pub mod guests;
 pub mod lab;
 pub mod page;
 pub mod plot;
 pub mod row;
 pub mod rx;
 pub mod table;
+pub mod tcp;
+pub mod wall;
 
 use std::fs;
 use std::process::ExitCode;
@@ -52,24 +55,30 @@ impl Suite {
             // It measures the CPU time of a domain.
             (Time::Instructions, SuiteName::Boot) => Clock::InstructionsOfOneCpu,
             (Time::Instructions, _) => Clock::Instructions,
+            // It places the backend's threads, too.
+            (Time::Wall, SuiteName::Cores) => Clock::WallOfTwoForDom0,
             (Time::Wall, _) => Clock::Wall,
         }
     }
 }
 
-const SUITES: [Suite; 12] = [
+const SUITES: [Suite; 16] = [
     Suite { name: SuiteName::Rx, key: "rx", time: Time::Instructions, run: rx::rx },
     Suite { name: SuiteName::Tx, key: "tx", time: Time::Instructions, run: flow::tx },
     Suite { name: SuiteName::Forward, key: "forward", time: Time::Instructions, run: flow::forward },
     Suite { name: SuiteName::Intervm, key: "intervm", time: Time::Instructions, run: flow::intervm },
-    Suite { name: SuiteName::Guests, key: "guests", time: Time::Instructions, run: rx::guests },
+    Suite { name: SuiteName::Guests, key: "guests", time: Time::Instructions, run: guests::guests },
     Suite { name: SuiteName::Containers, key: "containers", time: Time::Instructions, run: rx::containers },
     Suite { name: SuiteName::Latency, key: "latency", time: Time::Instructions, run: delay::latency },
     Suite { name: SuiteName::Cost, key: "cost", time: Time::Instructions, run: cost::cost },
-    Suite { name: SuiteName::Tcp, key: "tcp", time: Time::Instructions, run: cost::tcp },
+    Suite { name: SuiteName::Tcp, key: "tcp", time: Time::Instructions, run: tcp::tcp },
     Suite { name: SuiteName::Boot, key: "boot", time: Time::Instructions, run: delay::boot },
-    Suite { name: SuiteName::Rx, key: "rx", time: Time::Wall, run: cost::rx_in_turn },
-    Suite { name: SuiteName::Cores, key: "cores", time: Time::Wall, run: cost::cores },
+    Suite { name: SuiteName::Rx, key: "rx", time: Time::Wall, run: wall::rx },
+    Suite { name: SuiteName::Tx, key: "tx", time: Time::Wall, run: wall::tx },
+    Suite { name: SuiteName::Forward, key: "forward", time: Time::Wall, run: wall::forward },
+    Suite { name: SuiteName::Intervm, key: "intervm", time: Time::Wall, run: wall::intervm },
+    Suite { name: SuiteName::Latency, key: "latency", time: Time::Wall, run: wall::latency },
+    Suite { name: SuiteName::Cores, key: "cores", time: Time::Wall, run: wall::cores },
 ];
 
 /// What a run came to.
@@ -87,11 +96,12 @@ pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
     let programs = products::programs(&context.workspace, context.verbosity)?;
     let mut outcome = Outcome::default();
     let mut result = Ok(());
-    for clock in [Clock::Instructions, Clock::InstructionsOfOneCpu, Clock::Wall] {
+    for clock in [Clock::Instructions, Clock::InstructionsOfOneCpu, Clock::Wall, Clock::WallOfTwoForDom0] {
         let wanted =
             |suite: &&Suite| args.suite.contains(&SuiteName::All) || args.suite.contains(&suite.name);
+        let timed = |suite: &&Suite| args.time.is_none_or(|time| time == suite.time);
         let suites: Vec<&Suite> =
-            SUITES.iter().filter(|suite| suite.clock() == clock).filter(wanted).collect();
+            SUITES.iter().filter(|suite| suite.clock() == clock).filter(wanted).filter(timed).collect();
         if !suites.is_empty() && result.is_ok() {
             result = measure(context, &provisions, &programs, clock, &suites, args, &mut outcome);
         }
@@ -176,6 +186,7 @@ fn run_suite(
         time: suite.time,
         seconds: args.seconds,
         effort,
+        last: None,
         rows: &mut outcome.rows,
         generators: &mut outcome.generators,
         failures: &mut outcome.failures,

@@ -127,6 +127,9 @@ pub struct BenchArgs {
     /// Measures less: frames of 60 and 1514 bytes, one kind of guest.
     #[arg(long)]
     pub quick: bool,
+    /// Measures by this clock only, where a suite has rows by both.
+    #[arg(long, value_enum)]
+    pub time: Option<crate::bench::row::Time>,
 }
 
 /// The suites of `bench`.
@@ -152,7 +155,7 @@ pub enum SuiteName {
     Cores,
     /// Operations per packet and per byte.
     Cost,
-    /// Streams in both directions.
+    /// TCP streams into a guest, out of it, and echoed.
     Tcp,
     /// From creation to the first answer.
     Boot,

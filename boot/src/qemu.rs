@@ -18,6 +18,8 @@ use crate::setup::Emulator;
 pub enum Clock {
     /// With real time, on two host cores.
     Wall,
+    /// With real time, and dom0 has a virtual CPU on each of the two.
+    WallOfTwoForDom0,
     /// One nanosecond for every instruction that is executed, over all CPUs together.
     Instructions,
     /// The same on a machine with one CPU: there a domain is billed for its own work alone.
@@ -28,7 +30,7 @@ impl Clock {
     /// Returns the number of the machine's last CPU, on which guests run; dom0 is on the first.
     pub fn last_cpu(self) -> u8 {
         match self {
-            Clock::Wall | Clock::Instructions => 1,
+            Clock::Wall | Clock::WallOfTwoForDom0 | Clock::Instructions => 1,
             Clock::InstructionsOfOneCpu => 0,
         }
     }
@@ -62,8 +64,11 @@ pub struct XenMachine<'a> {
 /// and output.
 pub fn xen_command(emulator: &Emulator, machine: &XenMachine) -> Command {
     let mut command = base(emulator);
-    let xen_line = "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=warning \
-                    dom0_mem=1024M,max:1024M dom0_max_vcpus=1 dom0_vcpus_pin";
+    let vcpus = if machine.clock == Clock::WallOfTwoForDom0 { 2 } else { 1 };
+    let xen_line = format!(
+        "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=warning dom0_mem=1024M,max:1024M \
+         dom0_max_vcpus={vcpus} dom0_vcpus_pin"
+    );
     let dom0_line = "console=hvc0 loglevel=4 rdinit=/init panic=-1";
     command
         .args(accelerator(machine.clock))
@@ -73,7 +78,7 @@ pub fn xen_command(emulator: &Emulator, machine: &XenMachine) -> Command {
         .args(["-chardev", "stdio,id=agent,signal=off", "-serial", "chardev:agent"])
         .arg("-kernel")
         .arg(machine.xen)
-        .args(["-append", xen_line, "-initrd"])
+        .args(["-append", &xen_line, "-initrd"])
         .arg(format!("{} {dom0_line},{}", escaped(machine.kernel), escaped(machine.initramfs)));
     command
 }
@@ -142,7 +147,7 @@ fn base(emulator: &Emulator) -> Command {
 
 fn accelerator(clock: Clock) -> &'static [&'static str] {
     match clock {
-        Clock::Wall => &["-accel", "tcg,thread=multi"],
+        Clock::Wall | Clock::WallOfTwoForDom0 => &["-accel", "tcg,thread=multi"],
         Clock::Instructions | Clock::InstructionsOfOneCpu => {
             &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
         }

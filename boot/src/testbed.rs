@@ -45,7 +45,7 @@ impl Testbed {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let console = folder.join("console.log");
         let step = Step::begin(match clock {
-            Clock::Wall => "booting Xen and dom0",
+            Clock::Wall | Clock::WallOfTwoForDom0 => "booting Xen and dom0",
             Clock::Instructions => "booting Xen and dom0, in instruction time",
             Clock::InstructionsOfOneCpu => "booting Xen and dom0 on one CPU, in instruction time",
         });

@@ -1,19 +1,15 @@
-//! What a packet costs, by the product's own counters: hypercalls, grant operations, events, copies. With it, TCP and
-//! the placement on CPUs.
-
-use std::time::Duration;
+//! What a packet costs, by the product's own counters: hypercalls, grant operations, events, copies; and by valgrind's,
+//! in one process.
 
 use anyhow::{Context, Result};
-use drayage_peer::report::EchoReport;
 use serde_json::Value;
 
 use crate::backend;
-use crate::bench::lab::{Competitor, ENDS, Lab};
-use crate::bench::row::{Label, Peer, Row, Time};
+use crate::bench::lab::{ENDS, Lab};
+use crate::bench::row::{Label, Peer, Row};
 use crate::bench::rx::Receiver;
 use crate::count::{Caches, Counter, Events};
-use crate::demo::guests::{Site, linux, ours};
-use crate::demo::path::{Containers, Ours, Path, Stock};
+use crate::demo::guests::Site;
 use crate::demo::report::Source;
 use crate::demo::rows::one_stream;
 use crate::demo::sender::Stream;
@@ -53,21 +49,15 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
                     frame_bytes: Some(frame_bytes),
                     varied: None,
                 };
-                let grown = |pointer: &str| -> Result<f64> {
-                    let number = |stats: &Value| {
-                        let value = stats.pointer(pointer).and_then(Value::as_u64);
-                        value.with_context(|| format!("drayage stats has no {pointer}"))
-                    };
-                    Ok((number(&after)? - number(&before)?) as f64)
-                };
-                let packets = grown("/rx/packets")?.max(1.0);
+                let grown = Grown::between(&before, &after);
+                let packets = grown.by("/rx/packets")?.max(1.0);
                 for (pointer, name) in COUNTERS {
                     let label = label(name);
-                    let value = grown(pointer)? / packets;
+                    let value = grown.by(pointer)? / packets;
                     lab.add(Row::new(&label, lab.time, "cost", "per packet", value), &label);
                 }
                 let label = label("bytes copied by the hypervisor");
-                let value = grown("/rx/copied_bytes")? / grown("/rx/bytes")?.max(1.0);
+                let value = grown.by("/rx/copied_bytes")? / grown.by("/rx/bytes")?.max(1.0);
                 lab.add(Row::new(&label, lab.time, "cost", "per byte of frame", value), &label);
             }
         }
@@ -118,113 +108,31 @@ fn in_one_process(lab: &mut Lab<'_>) -> Result<()> {
     Ok(())
 }
 
+/// An interface's statistics at two times.
+#[derive(Debug, Clone, Copy)]
+pub struct Grown<'a> {
+    before: &'a Value,
+    after: &'a Value,
+}
+
+impl<'a> Grown<'a> {
+    /// Takes the two.
+    pub fn between(before: &'a Value, after: &'a Value) -> Self {
+        Grown { before, after }
+    }
+
+    /// Returns by how much a counter has grown.
+    pub fn by(&self, pointer: &str) -> Result<f64> {
+        let number = |stats: &Value| {
+            let value = stats.pointer(pointer).and_then(Value::as_u64);
+            value.with_context(|| format!("drayage stats has no {pointer}"))
+        };
+        Ok((number(self.after)? - number(self.before)?) as f64)
+    }
+}
+
 /// Returns the statistics of the only interface.
-fn interface(dom0: &mut Dom0) -> Result<Value> {
+pub fn interface(dom0: &mut Dom0) -> Result<Value> {
     let stats = backend::stats(dom0)?;
     stats["interfaces"].get(0).cloned().context("drayage stats has no interface")
-}
-
-/// Runs suite `tcp`: an echoed stream, which is both directions at once.
-pub fn tcp(lab: &mut Lab<'_>) -> Result<()> {
-    const BYTES: u64 = 8 << 20;
-    for peer in Peer::ALL {
-        for &mode in lab.modes("tcp") {
-            let site = Site::FIRST;
-            let ip = site.guest_ip();
-            let guest = match peer {
-                Peer::A => linux(
-                    "echo",
-                    mode,
-                    &format!(
-                        "ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; peer serve-echo"
-                    ),
-                ),
-                _ => ours("echo", mode, &format!("app=echo ip={ip}/24")),
-            };
-            let mut path: Box<dyn Path> = match peer {
-                Peer::A | Peer::B => Box::new(Stock::new(site)),
-                Peer::C => Box::new(Ours::new(site, Containers::Off)),
-                Peer::D => Box::new(Ours::new(site, Containers::On)),
-            };
-            path.create(lab.dom0, &guest)?;
-            path.prepare(lab.dom0, Source::Linux)?;
-            lab.dom0.shell(&format!("peer ping {ip} --until-answered --count 600 --interval-ms 50"))?;
-            let report: EchoReport =
-                lab.dom0.json(&format!("peer tcp-echo {ip} --bytes {BYTES}"), Duration::from_secs(120))?;
-            let label = Label {
-                suite: "tcp",
-                peer,
-                mode,
-                case: "echo, both directions".into(),
-                frame_bytes: None,
-                varied: None,
-            };
-            let unit = match lab.time {
-                Time::Instructions => "MB per 10^9 instructions",
-                Time::Wall => "MB per second of the emulator",
-            };
-            let goodput = (report.sent_bytes + report.received_bytes) as f64 * 1e3 / report.elapsed_ns as f64;
-            let mut row = Row::new(&label, lab.time, "goodput", unit, goodput);
-            if report.mismatched > 0 {
-                lab.failures.push(format!("tcp {}: {} bytes differ", peer.letter(), report.mismatched));
-            }
-            row.note = format!("{} MB each way", BYTES >> 20);
-            lab.add(row, &label);
-            path.end(lab.dom0)?;
-        }
-    }
-    Ok(())
-}
-
-/// Where the guest runs, beside dom0 on pCPU 0.
-const PLACEMENTS: [(&str, u32); 2] = [("apart", 1), ("sharing a core", 0)];
-
-/// Runs suite `cores`, in wall time: the guest on a core of its own, and on dom0's.
-pub fn cores(lab: &mut Lab<'_>) -> Result<()> {
-    in_turn(lab, "cores", &PLACEMENTS)
-}
-
-/// Measures reception in wall time, a's and d's guests in turn.
-pub fn rx_in_turn(lab: &mut Lab<'_>) -> Result<()> {
-    in_turn(lab, "rx", &PLACEMENTS[..1])
-}
-
-fn in_turn(lab: &mut Lab<'_>, suite: &'static str, placements: &[(&'static str, u32)]) -> Result<()> {
-    let mode = Mode::Pvh;
-    let mut receivers = Vec::new();
-    for (number, peer) in [Peer::A, Peer::C, Peer::D].into_iter().enumerate() {
-        let mut receiver = Receiver::new(peer, mode, Site(number as u8), "");
-        receiver.create(lab)?;
-        receiver.prepare(lab, Source::Direct)?;
-        receivers.push((peer, receiver, format!("rx{number}")));
-    }
-    for (placement, cpu) in placements {
-        for (.., name) in &receivers {
-            lab.dom0.shell(&format!("xl vcpu-pin {name} 0 {cpu}"))?;
-        }
-        for frame_bytes in ENDS {
-            let mut competitors: Vec<Competitor<'_>> = receivers
-                .iter()
-                .map(|(peer, receiver, _)| Competitor {
-                    label: Label {
-                        suite,
-                        peer: *peer,
-                        mode,
-                        case: format!("direct, {placement}"),
-                        frame_bytes: Some(frame_bytes),
-                        varied: None,
-                    },
-                    measure: Box::new(move |dom0, count, rate| {
-                        let stream = Stream { frame_bytes, count, rate };
-                        one_stream(dom0, receiver.path.as_ref(), &receiver.reader, Source::Direct, stream)
-                    }),
-                })
-                .collect();
-            lab.compete(&mut competitors)?;
-        }
-    }
-    for (_, receiver, _) in receivers {
-        receiver.path.end(lab.dom0)?;
-    }
-    Ok(())
 }

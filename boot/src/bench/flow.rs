@@ -34,7 +34,7 @@ fn nobody_ip(site: Site) -> String {
 
 /// Networks on one kind of backend, and the guests in them.
 #[derive(Debug)]
-struct Fabric {
+pub struct Fabric {
     peer: Peer,
     guests: Vec<String>,
     bridges: Vec<Site>,
@@ -110,7 +110,8 @@ impl Fabric {
         self.helper = process;
     }
 
-    fn end(self, dom0: &mut Dom0) -> Result<()> {
+    /// Ends the guests, and what was made for them.
+    pub fn end(self, dom0: &mut Dom0) -> Result<()> {
         if let Some(helper) = &self.helper {
             dom0.agent().kill(helper, 9)?;
             dom0.agent().wait(helper, std::time::Duration::from_secs(5))?;
@@ -138,19 +139,24 @@ fn address(dom0: &mut Dom0, site: Site, device: &str) -> Result<()> {
     .map(drop)
 }
 
+/// Guests of several peers stand beside each other in wall time, each at its place.
+fn source_name(site: Site) -> String {
+    format!("source{}", site.0)
+}
+
 /// A guest that sends what it is told.
 fn sending_guest(peer: Peer, mode: Mode, site: Site) -> Guest {
     let ip = site.guest_ip();
     match peer {
         Peer::A => linux(
-            "source",
+            &source_name(site),
             mode,
             &format!(
                 "ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; \
                  peer serve-send --dev eth0 --dst-mac {NOBODY_MAC} --dst-ip {ip} --src-ip {ip}"
             ),
         ),
-        _ => ours("source", mode, &format!("app=source control={ORDERS} ip={ip}/24")),
+        _ => ours(&source_name(site), mode, &format!("app=source control={ORDERS} ip={ip}/24")),
     }
 }
 
@@ -208,15 +214,17 @@ fn await_guest(dom0: &mut Dom0, ip: &str) -> Result<()> {
 }
 
 /// A peer's guest that sends to dom0's end of its network, or to nobody.
-struct Transmitter {
+pub struct Transmitter {
     peer: Peer,
-    fabric: Fabric,
+    /// Where it is.
+    pub fabric: Fabric,
     reader: Reader,
     to: Destination,
 }
 
 impl Transmitter {
-    fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, site: Site, case: &str) -> Result<Self> {
+    /// Creates the guest.
+    pub fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, site: Site, case: &str) -> Result<Self> {
         let mut fabric = Fabric::new(peer);
         let network = if case == "linux" { Network::Bridged } else { Network::Alone };
         let guest = sending_guest(peer, mode, site);
@@ -226,7 +234,7 @@ impl Transmitter {
         let (reader, to) = match (case, peer) {
             ("linux", _) => (Reader::Host, Destination { ip: site.host_ip(), mac: host_mac(site) }),
             (_, Peer::A | Peer::B) => {
-                let id = dom0.domain_id("source")?;
+                let id = dom0.domain_id(&source_name(site))?;
                 (Reader::Counter(format!("/sys/class/net/vif{id}.0/statistics/rx_packets")), nobody)
             }
             _ => (Reader::Uplink(format!("tap:{},discard={}", site.tap(), nobody.ip)), nobody),
@@ -236,7 +244,8 @@ impl Transmitter {
         Ok(Transmitter { peer, fabric, reader, to })
     }
 
-    fn measure(&self, dom0: &mut Dom0, site: Site, stream: Stream) -> Result<Measurement> {
+    /// Sends a stream, and returns what came of it.
+    pub fn measure(&self, dom0: &mut Dom0, site: Site, stream: Stream) -> Result<Measurement> {
         let reading = begin(dom0, &self.reader)?;
         let sent = order(dom0, self.peer, site, &self.to, stream)?;
         measurement(&sent, reading, dom0)
@@ -247,7 +256,7 @@ impl Transmitter {
 pub fn tx(lab: &mut Lab<'_>) -> Result<()> {
     for (case, peers) in [("port", &[Peer::A, Peer::C, Peer::D][..]), ("linux", &Peer::ALL)] {
         for peer in peers {
-            for &mode in lab.modes("tx") {
+            for &mode in lab.modes("tx", *peer) {
                 let site = Site::FIRST;
                 let transmitter = Transmitter::create(lab.dom0, *peer, mode, site, case)?;
                 for &frame_bytes in lab.frames("tx") {
@@ -271,27 +280,30 @@ pub fn tx(lab: &mut Lab<'_>) -> Result<()> {
 }
 
 /// Two guests of a peer's on one network.
-struct Pair {
+pub struct Pair {
     peer: Peer,
-    fabric: Fabric,
+    /// Where it is.
+    pub fabric: Fabric,
     reader: Reader,
     to: Destination,
 }
 
 impl Pair {
-    fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, site: Site) -> Result<Self> {
+    /// Creates both.
+    pub fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, site: Site) -> Result<Self> {
         let mut fabric = Fabric::new(peer);
         let guest = sending_guest(peer, mode, site);
         fabric.create(dom0, guest, &[(site, site.guest_mac())], Network::Bridged)?;
         let (ip, mac) = (format!("10.0.{}.3", site.0), format!("00:16:3e:00:{:02x}:03", site.0));
+        let name = format!("receiver{}", site.0);
         let (guest, reader) = match peer {
             Peer::A => {
                 let script = format!(
                     "ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; peer recv"
                 );
-                (linux("receiver", mode, &script), Reader::Linux("receiver".into()))
+                (linux(&name, mode, &script), Reader::Linux(name))
             }
-            _ => (ours("receiver", mode, &format!("app=sink ip={ip}/24")), Reader::Sink(ip.clone())),
+            _ => (ours(&name, mode, &format!("app=sink ip={ip}/24")), Reader::Sink(ip.clone())),
         };
         fabric.create(dom0, guest, &[(site, mac.clone())], Network::Bridged)?;
         await_guest(dom0, &site.guest_ip())?;
@@ -299,7 +311,8 @@ impl Pair {
         Ok(Pair { peer, fabric, reader, to: Destination { ip, mac } })
     }
 
-    fn measure(&self, dom0: &mut Dom0, site: Site, stream: Stream) -> Result<Measurement> {
+    /// Sends a stream, and returns what came of it.
+    pub fn measure(&self, dom0: &mut Dom0, site: Site, stream: Stream) -> Result<Measurement> {
         let reading = begin(dom0, &self.reader)?;
         let sent = order(dom0, self.peer, site, &self.to, stream)?;
         measurement(&sent, reading, dom0)
@@ -309,7 +322,7 @@ impl Pair {
 /// Runs suite `intervm`.
 pub fn intervm(lab: &mut Lab<'_>) -> Result<()> {
     for peer in Peer::ALL {
-        for &mode in lab.modes("intervm") {
+        for &mode in lab.modes("intervm", peer) {
             let site = Site::FIRST;
             let pair = Pair::create(lab.dom0, peer, mode, site)?;
             for &frame_bytes in lab.frames("intervm") {
@@ -332,9 +345,10 @@ pub fn intervm(lab: &mut Lab<'_>) -> Result<()> {
 }
 
 /// A peer's guest between two networks.
-struct Router {
+pub struct Router {
     peer: Peer,
-    fabric: Fabric,
+    /// Where it is.
+    pub fabric: Fabric,
     reader: Reader,
     device: String,
     to: String,
@@ -344,13 +358,14 @@ struct Router {
 
 impl Router {
     /// Creates a guest that routes from `inner` to the network after it.
-    fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, inner: Site, case: &'static str) -> Result<Self> {
+    pub fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, inner: Site, case: &'static str) -> Result<Self> {
         let outer = Site(inner.0 + 1);
         let (ip, ip1) = (inner.guest_ip(), outer.guest_ip());
         let nobody = nobody_ip(outer);
+        let name = format!("router{}", inner.0);
         let guest = match peer {
             Peer::A => linux(
-                "router",
+                &name,
                 mode,
                 &format!(
                     "ip link set lo up; ip link set eth0 up; ip link set eth1 up; ip addr add {ip}/24 dev eth0; \
@@ -358,7 +373,7 @@ impl Router {
                      arp -s {nobody} {NOBODY_MAC}; peer serve-echo"
                 ),
             ),
-            _ => ours("router", mode, &format!("app=forward ip={ip}/24 ip1={ip1}/24")),
+            _ => ours(&name, mode, &format!("app=forward ip={ip}/24 ip1={ip1}/24")),
         };
         let mut fabric = Fabric::new(peer);
         let network = if case == "linux" { Network::Bridged } else { Network::Alone };
@@ -367,7 +382,7 @@ impl Router {
         await_guest(dom0, &ip)?;
         await_guest(dom0, &ip1)?;
         let stock = matches!(peer, Peer::A | Peer::B);
-        let id = dom0.domain_id("router")?;
+        let id = dom0.domain_id(&name)?;
         let device = match (stock, case) {
             (true, "linux") => inner.bridge(),
             (true, _) => format!("vif{id}.0"),
@@ -383,7 +398,8 @@ impl Router {
         Ok(Router { peer, fabric, reader, device, to, case, inner })
     }
 
-    fn measure(&self, dom0: &mut Dom0, stream: Stream) -> Result<Measurement> {
+    /// Sends a stream, and returns what came of it.
+    pub fn measure(&self, dom0: &mut Dom0, stream: Stream) -> Result<Measurement> {
         let reading = begin(dom0, &self.reader)?;
         let Stream { frame_bytes, count, rate } = stream;
         let rate = rate.map(|rate| format!(" --rate {rate}")).unwrap_or_default();
@@ -392,8 +408,9 @@ impl Router {
         let patience = crate::dom0::COMMAND;
         let command = if self.generates() {
             format!(
-                "drayage generate --to router --vif 0 --ip {to} --source-ip {from} --frame-bytes {frame_bytes} \
-                 --count {count}{rate} --json"
+                "drayage generate --to router{} --vif 0 --ip {to} --source-ip {from} --frame-bytes {frame_bytes} \
+                 --count {count}{rate} --json",
+                self.inner.0
             )
         } else {
             let (mac, device) = (self.inner.guest_mac(), &self.device);
@@ -420,7 +437,7 @@ pub fn forward(lab: &mut Lab<'_>) -> Result<()> {
             if case == "direct" && peer == Peer::B {
                 continue;
             }
-            for &mode in lab.modes("forward") {
+            for &mode in lab.modes("forward", peer) {
                 let router = Router::create(lab.dom0, peer, mode, Site::FIRST, case)?;
                 for &frame_bytes in lab.frames("forward") {
                     let label = Label {

@@ -67,7 +67,8 @@ fn lines(group: &Group<'_>, text: &mut String) -> Drawn {
     chart
         .configure_mesh()
         .x_desc(&group.across)
-        .y_desc(group.unit)
+        .y_desc(format!("{}, {}", group.metric, group.unit))
+        .max_light_lines(1)
         .x_label_formatter(&|at| format!("{at:.0}"))
         .y_label_formatter(&|value| shown(*value))
         .draw()?;
@@ -106,7 +107,8 @@ fn bars(group: &Group<'_>, text: &mut String) -> Drawn {
         .disable_x_mesh()
         .x_labels(2 * lines.len() + 1)
         .x_desc("guest and kind of virtualisation")
-        .y_desc(group.unit)
+        .y_desc(format!("{}, {}", group.metric, group.unit))
+        .max_light_lines(1)
         .x_label_formatter(&name)
         .y_label_formatter(&|value| shown(*value))
         .draw()?;

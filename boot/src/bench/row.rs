@@ -44,13 +44,23 @@ impl Peer {
 }
 
 /// What a second is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Time {
     /// 10^9 instructions of the whole machine.
     Instructions,
     /// A second of the emulator's.
     Wall,
+}
+
+impl Time {
+    /// Returns the unit of a throughput.
+    pub fn packet_rate(self) -> &'static str {
+        match self {
+            Time::Instructions => "packets per 10^9 instructions",
+            Time::Wall => "packets per second of the emulator",
+        }
+    }
 }
 
 /// What was measured, before anything is known of the result.

@@ -1,10 +1,11 @@
 //! Reception: packets into a guest's application, from as close to the backend as it gets, and from Linux. With it,
-//! the suites that are reception under other conditions: sizes and policies of containers, and several guests.
+//! the suite that is reception by sizes and policies of containers.
 
 use anyhow::Result;
 
+use crate::bench::cost::{Grown, interface};
 use crate::bench::lab::{ENDS, Lab, Source as Known};
-use crate::bench::row::{Label, Peer, Row, THROUGHPUT, Time};
+use crate::bench::row::{Label, Peer, Row};
 use crate::demo::guests::{Site, linux, ours, reader_script};
 use crate::demo::path::{Containers, GENERATOR, Ours, Path, Stock, measure_generator};
 use crate::demo::reader::Reader;
@@ -19,8 +20,9 @@ pub struct Receiver {
     pub path: Box<dyn Path>,
     /// Who asks.
     pub reader: Reader,
+    /// Where the guest is.
+    pub site: Site,
     guest: Guest,
-    site: Site,
 }
 
 impl Receiver {
@@ -42,6 +44,12 @@ impl Receiver {
         Receiver { path, reader, guest, site }
     }
 
+    /// Returns the same with less memory, or more.
+    pub fn with_memory(mut self, mib: u32) -> Self {
+        self.guest.memory_mib = mib;
+        self
+    }
+
     /// Creates the guest.
     pub fn create(&mut self, lab: &mut Lab<'_>) -> Result<()> {
         self.path.create(lab.dom0, &self.guest)
@@ -52,6 +60,11 @@ impl Receiver {
         self.path.prepare(lab.dom0, source)?;
         let ip = self.site.guest_ip();
         lab.dom0.shell(&format!("peer ping {ip} --until-answered --count 600 --interval-ms 50")).map(drop)
+    }
+
+    /// Returns the guest's name.
+    pub fn name(&self) -> &str {
+        &self.guest.name
     }
 
     /// Measures one point.
@@ -92,7 +105,7 @@ pub fn generators(lab: &mut Lab<'_>, frames: &[usize]) -> Result<()> {
 pub fn rx(lab: &mut Lab<'_>) -> Result<()> {
     generators(lab, lab.frames("rx"))?;
     for peer in Peer::ALL {
-        for &mode in lab.modes("rx") {
+        for &mode in lab.modes("rx", peer) {
             let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
             receiver.create(lab)?;
             for source in Source::ALL {
@@ -114,6 +127,10 @@ pub fn rx(lab: &mut Lab<'_>) -> Result<()> {
     }
     Ok(())
 }
+
+/// Counters that tell what a container costs: where they are in an interface's statistics, and their names.
+const PER_PACKET: [(&str, &str); 3] =
+    [("/rx/slots", "ring slots (pages)"), ("/rx/grant_ops", "grant copies"), ("/hypercalls", "hypercalls")];
 
 /// Runs suite `containers`: sizes, and the policies beside opportunistic.
 pub fn containers(lab: &mut Lab<'_>) -> Result<()> {
@@ -137,82 +154,30 @@ pub fn containers(lab: &mut Lab<'_>) -> Result<()> {
                 mode,
                 case: policy.clone(),
                 frame_bytes: Some(frame_bytes),
-                varied: Some(("container KiB", kib)),
+                varied: Some(("largest container, KiB", kib)),
             };
+            let before = interface(lab.dom0)?;
             receiver.measure(lab, Source::Direct, &label)?;
+            let after = interface(lab.dom0)?;
+            what_is_in_them(lab, &label, Grown::between(&before, &after))?;
         }
         receiver.path.end(lab.dom0)?;
     }
     Ok(())
 }
 
-/// Guests of suite `guests`.
-const MOST_GUESTS: u8 = 6;
-
-/// Runs suite `guests`: a Linux sender for each, all at once, and what all guests together got.
-pub fn guests(lab: &mut Lab<'_>) -> Result<()> {
-    let mode = Mode::Pvh;
-    for peer in [Peer::A, Peer::C, Peer::D] {
-        let mut receivers: Vec<Receiver> = Vec::new();
-        for number in 0..MOST_GUESTS {
-            let mut receiver = Receiver::new(peer, mode, Site(number), "");
-            receiver.create(lab)?;
-            receiver.prepare(lab, Source::Linux)?;
-            receivers.push(receiver);
-            if ![1, 2, 4, 6].contains(&receivers.len()) {
-                continue;
-            }
-            for frame_bytes in ENDS {
-                let label = Label {
-                    suite: "guests",
-                    peer,
-                    mode,
-                    case: "linux".into(),
-                    frame_bytes: Some(frame_bytes),
-                    varied: Some(("guests", receivers.len() as f64)),
-                };
-                let row = all_at_once(lab, peer, &receivers, &label)?;
-                lab.add(row, &label);
-            }
-        }
-        for receiver in receivers {
-            receiver.path.end(lab.dom0)?;
-        }
+/// Adds how far containers filled, and what each packet took: whether a larger container brings anything is said by
+/// these.
+fn what_is_in_them(lab: &mut Lab<'_>, label: &Label, grown: Grown<'_>) -> Result<()> {
+    let filled = lab.rows.last().and_then(|row| row.packets_per_container);
+    if let Some(packets) = filled {
+        let row = Row::new(label, lab.time, "packets in a container", "packets", packets);
+        lab.add(row, label);
+    }
+    let packets = grown.by("/rx/packets")?.max(1.0);
+    for (pointer, name) in PER_PACKET {
+        let value = grown.by(pointer)? / packets;
+        lab.add(Row::new(label, lab.time, name, "per packet", value), label);
     }
     Ok(())
-}
-
-fn all_at_once(lab: &mut Lab<'_>, peer: Peer, receivers: &[Receiver], label: &Label) -> Result<Row> {
-    const EACH: u64 = 10_000;
-    let stream = Stream { frame_bytes: label.frame_bytes.unwrap_or(60), count: EACH, rate: None };
-    let mut readings = Vec::new();
-    for receiver in receivers {
-        readings.push(receiver.reader.begin(lab.dom0)?);
-    }
-    let senders: Vec<String> = receivers
-        .iter()
-        .map(|receiver| {
-            let site = receiver.site;
-            let device = if peer == Peer::A { site.bridge() } else { site.tap() };
-            format!("{} > /dev/null &", sender::command(&device, site, stream))
-        })
-        .collect();
-    let started_ns = lab.dom0.agent().clock_ns()?;
-    lab.dom0.shell(&format!("{} wait", senders.join(" ")))?;
-    let ended_ns = lab.dom0.agent().clock_ns()?;
-    let mut received = 0;
-    for reading in readings {
-        received += reading.end(lab.dom0)?.packets;
-    }
-    let sent = EACH * receivers.len() as u64;
-    let pps = received as f64 * 1e9 / (ended_ns - started_ns) as f64;
-    let unit = match lab.time {
-        Time::Instructions => "packets per 10^9 instructions",
-        Time::Wall => "packets per second of the emulator",
-    };
-    let mut row = Row::new(label, lab.time, THROUGHPUT, unit, pps);
-    (row.sent, row.received) = (Some(sent), Some(received));
-    row.note =
-        format!("{:.1} % lost; all guests share pCPU 1", 100.0 * (1.0 - received as f64 / sent as f64));
-    Ok(row)
 }

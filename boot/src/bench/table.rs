@@ -11,7 +11,9 @@ use crate::demo::report::Generator;
 pub struct Group<'a> {
     /// What it is about.
     pub title: String,
-    /// What the values are.
+    /// What the values say.
+    pub metric: &'static str,
+    /// Their unit.
     pub unit: &'static str,
     /// What a column is.
     pub across: String,
@@ -80,10 +82,11 @@ fn group(rows: Vec<&Row>) -> Group<'_> {
     let across = match (first.varied, first.frame_bytes) {
         (Some(varied), _) => varied.to_owned(),
         (None, Some(_)) => "frame in bytes, without FCS".to_owned(),
-        (None, None) => String::new(),
+        (None, None) => first.metric.to_owned(),
     };
     Group {
         title: format!("{}: {metric}, {case}{time}", first.suite),
+        metric: first.metric,
         unit: first.unit,
         across,
         columns,
@@ -91,9 +94,41 @@ fn group(rows: Vec<&Row>) -> Group<'_> {
     }
 }
 
+impl Group<'_> {
+    /// Returns what stands above a column: what is varied, or nothing where nothing is.
+    pub fn heading(&self, at: f64) -> String {
+        let varied = self
+            .lines
+            .iter()
+            .flat_map(|line| line.cells.iter().flatten())
+            .any(|row| row.at.is_some() || row.frame_bytes.is_some());
+        if varied { at.to_string() } else { String::new() }
+    }
+
+    /// Returns what a reader must know beside the values, each once, with those of whom it is said.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<(String, String)> = Vec::new();
+        for line in &self.lines {
+            for (row, at) in line.cells.iter().zip(&self.columns).filter_map(|(row, at)| Some(((*row)?, at)))
+            {
+                if row.note.is_empty() {
+                    continue;
+                }
+                let who = format!("{} {} {}", line.peer.letter(), line.mode, self.heading(*at));
+                match notes.iter_mut().find(|(note, _)| *note == row.note) {
+                    Some((_, whose)) => whose.push_str(&format!(", {}", who.trim_end())),
+                    None => notes.push((row.note.clone(), who.trim_end().to_owned())),
+                }
+            }
+        }
+        notes.into_iter().map(|(note, who)| format!("{who}: {note}")).collect()
+    }
+}
+
 /// Returns a value as a person reads it.
 pub fn shown(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".to_owned(),
         large if large >= 10_000.0 => format!("{:.1} k", value / 1000.0),
         large if large >= 100.0 => format!("{value:.0}"),
         large if large >= 1.0 => format!("{value:.2}"),
@@ -124,7 +159,7 @@ pub fn tables(rows: &[Row], generators: &[Generator]) -> String {
         let mut table = Table::new();
         table.load_preset(UTF8_HORIZONTAL_ONLY);
         let mut header = vec!["guest".to_owned(), group.across.clone()];
-        header.extend(group.columns.iter().map(|at| at.to_string()));
+        header.extend(group.columns.iter().map(|at| group.heading(*at)));
         table.set_header(header);
         for line in &group.lines {
             let mut cells =
@@ -136,6 +171,9 @@ pub fn tables(rows: &[Row], generators: &[Generator]) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
         text.push_str(&format!("\n{} ({}; × = times better than a)\n{table}\n", group.title, group.unit));
+        for note in group.notes() {
+            text.push_str(&format!(" {note}\n"));
+        }
     }
     for generator in generators {
         text.push_str(&format!(

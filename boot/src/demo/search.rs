@@ -61,41 +61,95 @@ pub fn highest_rate(
     mut measure: impl FnMut(Option<u64>) -> Result<Measurement>,
     mut inspect: impl FnMut(&Measurement),
 ) -> Result<Found> {
+    search(&mut |rate| {
+        let measurement = measure(rate)?;
+        inspect(&measurement);
+        anyhow::Ok(Found { measurement, rate })
+    })
+}
+
+/// As [`highest_rate`], beginning at a rate that was the highest in a similar case: where it is not far off, fewer
+/// measurements do.
+pub fn highest_rate_near(
+    near: u64,
+    mut measure: impl FnMut(Option<u64>) -> Result<Measurement>,
+    mut inspect: impl FnMut(&Measurement),
+) -> Result<Found> {
     let mut attempt = |rate| {
         let measurement = measure(rate)?;
         inspect(&measurement);
         anyhow::Ok(Found { measurement, rate })
     };
+    let first = attempt(Some(near.max(1)))?;
+    let mut rates = Bracket { low: near as f64 / 2.5, high: near as f64 };
+    let mut best = None;
+    let mut steps = 3;
+    if first.measurement.loss() <= TOLERATED {
+        rates = Bracket { low: near as f64, high: near as f64 * 1.3 };
+        if first.measurement.pps() < 0.9 * rates.low {
+            return Ok(first);
+        }
+        best = Some(first);
+        steps = 2;
+    }
+    let top = rates.high;
+    let found = rates.narrow(steps, best, &mut attempt)?;
+    // Everything was lost, or nothing even at the top: the other case is not like this one.
+    match found {
+        Some(found) if rates.high < top || found.measurement.pps() < 0.9 * rates.low => Ok(found),
+        _ => search(&mut attempt),
+    }
+}
+
+/// Between what rates the highest lies.
+#[derive(Debug, Clone, Copy)]
+struct Bracket {
+    low: f64,
+    high: f64,
+}
+
+impl Bracket {
+    /// Halves the bracket some times, and returns the best that lost hardly anything.
+    fn narrow(
+        &mut self,
+        steps: u32,
+        mut best: Option<Found>,
+        attempt: &mut impl FnMut(Option<u64>) -> Result<Found>,
+    ) -> Result<Option<Found>> {
+        for _ in 0..steps {
+            let rate = (self.low * self.high).sqrt();
+            let found = attempt(Some((rate as u64).max(1)))?;
+            if found.measurement.loss() > TOLERATED {
+                self.high = rate;
+                continue;
+            }
+            // What is offered beyond what the machine can send does not count as more.
+            let saturated = found.measurement.pps() < 0.9 * rate;
+            self.low = rate;
+            if best.as_ref().is_none_or(|best| best.measurement.pps() < found.measurement.pps()) {
+                best = Some(found);
+            }
+            if saturated {
+                break;
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn search(attempt: &mut impl FnMut(Option<u64>) -> Result<Found>) -> Result<Found> {
     let unlimited = attempt(None)?;
     if unlimited.measurement.loss() <= TOLERATED {
         return Ok(unlimited);
     }
-    // At overload part of the work is wasted on what is lost, so the best rate lies above this one.
-    let mut low = unlimited.measurement.pps();
-    // The source alone bounds it, and so does the work that is not wasted.
-    let mut high = (low * 4.0).min(unlimited.measurement.offered());
-    let mut best: Option<Found> = None;
-    for _ in 0..STEPS {
-        let rate = (low * high).sqrt();
-        let found = attempt(Some((rate as u64).max(1)))?;
-        if found.measurement.loss() > TOLERATED {
-            high = rate;
-            continue;
-        }
-        // What is offered beyond what the machine can send does not count as more.
-        let saturated = found.measurement.pps() < 0.9 * rate;
-        low = rate;
-        if best.as_ref().is_none_or(|best| best.measurement.pps() < found.measurement.pps()) {
-            best = Some(found);
-        }
-        if saturated {
-            break;
-        }
-    }
-    match best {
+    // At overload part of the work is wasted on what is lost, so the best rate lies above this one. The source alone
+    // bounds it, and so does the work that is not wasted.
+    let low = unlimited.measurement.pps();
+    let mut rates = Bracket { low, high: (low * 4.0).min(unlimited.measurement.offered()) };
+    match rates.narrow(STEPS, None, attempt)? {
         Some(found) => Ok(found),
         // Bursts can cost packets even at the rate that overload left: slower until nothing is lost.
-        None => slower(&mut attempt, unlimited, low * 0.97),
+        None => slower(attempt, unlimited, low * 0.97),
     }
 }
 
@@ -144,6 +198,24 @@ mod tests {
             assert!(found.measurement.loss() <= TOLERATED);
             let rate = found.rate.unwrap() as f64;
             assert!((0.9 * capacity..=1.02 * capacity).contains(&rate), "{rate} of {capacity}");
+        }
+    }
+
+    #[test]
+    fn a_similar_case_saves_measurements() {
+        for (capacity, near, most) in [
+            (50_000.0, 50_000, 3),
+            (50_000.0, 45_000, 3),
+            (50_000.0, 60_000, 4),
+            (50_000.0, 30_000, 9),
+            (50_000.0, 200_000, 10),
+        ] {
+            let mut count = 0;
+            let found = highest_rate_near(near, receiver(capacity), |_| count += 1).unwrap();
+            assert!(found.measurement.loss() <= TOLERATED);
+            let rate = found.rate.unwrap() as f64;
+            assert!((0.85 * capacity..=1.02 * capacity).contains(&rate), "{rate} of {capacity} near {near}");
+            assert!(count <= most, "{count} measurements near {near}");
         }
     }
 

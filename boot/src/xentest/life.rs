@@ -63,7 +63,7 @@ fn reboot(bench: &mut Bench, mode: Mode) -> Result<()> {
 
 /// The boot line tells how much memory there is; nearly all of it must be usable.
 fn memory(bench: &mut Bench, mode: Mode) -> Result<()> {
-    for memory_mib in [16, 64] {
+    for memory_mib in [8, 16, 64] {
         let name = format!("memory{memory_mib}");
         let mut guest = ours(&name, mode, "app=echo ip=none");
         guest.memory_mib = memory_mib;

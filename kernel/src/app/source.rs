@@ -1,16 +1,19 @@
 //! `app=source`: sends datagrams of one size to one address, at a rate or as fast as they leave. Each starts
 //! with its number, so that a receiver can tell what it missed. What to send is said on the command line, or, with
-//! `control=`, by datagrams: `send to=… size=… count=… rate=…` begins a stream, anything else asks how far it is.
+//! `control=`, by datagrams: `send to=… size=… count=… rate=…` begins a stream, anything else asks how far it is. Who
+//! connects to the same port by TCP is sent bytes for as long as he reads.
 
 use alloc::boxed::Box;
 use core::fmt::{self, Write};
 use core::net::SocketAddr;
 
+use smoltcp::socket::tcp;
+use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::line::Line;
 use super::{App, Next, Starter};
-use crate::net::{Net, UdpHandle};
+use crate::net::{Net, TcpHandle, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const TO: Key = Key { name: "to", form: "ADDRESS:PORT, or [ADDRESS]:PORT for IPv6" };
@@ -22,8 +25,10 @@ pub(super) const RATE: Key =
     Key { name: "rate", form: "packets per second, up to 100000000; 0 for no limit" };
 pub(super) const COUNT: Key = Key { name: "count", form: "a number of packets; 0 for no end" };
 
-pub(super) const CONTROL: Key =
-    Key { name: "control", form: "a UDP port that takes orders, in place of to, size, rate and count" };
+pub(super) const CONTROL: Key = Key {
+    name: "control",
+    form: "a UDP and TCP port that takes orders, in place of to, size, rate and count",
+};
 
 /// The port that datagrams come from.
 const LOCAL_PORT: u16 = 4000;
@@ -37,6 +42,8 @@ const TICK_NS: u64 = 200_000;
 const SECOND_NS: u64 = 1_000_000_000;
 /// Requests that are answered in one turn.
 const ANSWERS: usize = 8;
+/// A reader that does not answer for so long loses its connection.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
     if let Some(port) = words.port(&CONTROL)? {
@@ -49,7 +56,7 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
             let name = net.name();
             net.print(format_args!("source: {name}: orders on udp port {port}"));
             let udp = net.open_udp(LOCAL_PORT);
-            let control = Some(net.open_udp(port));
+            let control = Some(Control { port, orders: net.open_udp(port), stream: net.open_tcp() });
             Box::new(Source { plan: Plan::NONE, udp, control, sent: 0, state: State::Sent { in_ns: 0 } })
         }));
     }
@@ -126,9 +133,16 @@ struct Source {
     plan: Plan,
     udp: UdpHandle,
     /// Where orders come from.
-    control: Option<UdpHandle>,
+    control: Option<Control>,
     sent: u64,
     state: State,
+}
+
+#[derive(Clone, Copy)]
+struct Control {
+    port: u16,
+    orders: UdpHandle,
+    stream: TcpHandle,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -195,8 +209,9 @@ impl Source {
 
     fn take_orders(&mut self, net: &mut Net<'_>) {
         let Some(control) = self.control else { return };
+        fill_stream(net, control);
         for _ in 0..ANSWERS {
-            let mut udp = net.udp(control);
+            let mut udp = net.udp(control.orders);
             let Some(request) = udp.receive() else { return };
             if request.to.is_none() {
                 continue;
@@ -217,7 +232,7 @@ impl Source {
                 None => write!(line, "{}", Progress { sent: self.sent, state: self.state }),
             };
             // Someone who asks faster than answers leave gets fewer of them.
-            let _ = net.udp(control).send(line.as_bytes(), answer);
+            let _ = net.udp(control.orders).send(line.as_bytes(), answer);
         }
     }
 
@@ -263,6 +278,30 @@ impl Source {
         let queued = net.udp(self.udp).send_with(self.plan.payload_bytes, self.plan.to, fill);
         self.sent += u64::from(queued.is_ok());
         queued.is_ok()
+    }
+}
+
+/// Sends as many bytes as there is room for to who has connected.
+fn fill_stream(net: &mut Net<'_>, control: Control) {
+    let socket = net.tcp(control.stream);
+    if !socket.is_open() {
+        socket.set_timeout(Some(STREAM_TIMEOUT));
+        // A closed socket listens on any port but 0.
+        let _ = socket.listen(control.port);
+        return;
+    }
+    while socket.can_send() {
+        let filled = socket.send(|room| {
+            room.fill(b'Z');
+            (room.len(), ())
+        });
+        if filled.is_err() {
+            return;
+        }
+    }
+    if socket.state() == tcp::State::CloseWait {
+        // He has closed, and wants no more.
+        socket.abort();
     }
 }
 

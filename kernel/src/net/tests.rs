@@ -349,6 +349,24 @@ fn source_takes_orders_one_after_another() {
 }
 
 #[test]
+fn source_sends_bytes_to_who_reads_and_to_the_next_one() {
+    let mut bench = Bench::new("app=source ip=10.0.0.2/24 control=11");
+    for local_port in [6000, 6001] {
+        let stream = bench.host.connect(v4(), 11, local_port);
+        let mut got = 0;
+        bench.until(|bench| {
+            let socket = bench.host.sockets.get_mut::<tcp::Socket>(stream);
+            while socket.can_recv() {
+                got += socket.recv(|data| (data.len(), data.len())).unwrap();
+            }
+            got > 1_000_000
+        });
+        bench.host.sockets.get_mut::<tcp::Socket>(stream).close();
+        bench.run(100);
+    }
+}
+
+#[test]
 fn an_idle_guest_sleeps_without_end_and_stops_when_asked() {
     let settings = Settings::parse("app=sink ip=10.0.0.2/24,fd00::2/64").unwrap();
     let (guest, peer) = wire();

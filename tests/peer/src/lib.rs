@@ -19,5 +19,7 @@ pub mod registers;
 pub mod remote;
 pub mod report;
 pub mod send;
+pub mod spin;
+pub mod stream;
 pub mod sys;
 pub mod watchfile;

@@ -13,7 +13,9 @@ use drayage_peer::frame::{UdpFlow, parse_mac};
 use drayage_peer::ping::{Pace, PingOptions, Stop};
 use drayage_peer::recv::RecvOptions;
 use drayage_peer::send::SendOptions;
-use drayage_peer::{agent, echo, init, offload, orders, ping, query, recv, registers, remote, send, sys};
+use drayage_peer::{
+    agent, echo, init, offload, orders, ping, query, recv, registers, remote, send, spin, stream, sys,
+};
 use serde::Serialize;
 
 /// Traffic and control inside the test bed's machines.
@@ -144,6 +146,51 @@ enum Command {
         #[arg(long, default_value_t = echo::PORT)]
         port: u16,
     },
+    /// Takes TCP streams on one port and sends endless ones on another.
+    ServeStreams {
+        /// Port of streams that are taken.
+        #[arg(long, default_value_t = stream::TAKEN)]
+        taken: u16,
+        /// Port of streams that are sent.
+        #[arg(long, default_value_t = stream::SENT)]
+        sent: u16,
+    },
+    /// Sends a TCP stream to a service that throws it away, and waits until it has all.
+    TcpPush(StreamArgs),
+    /// Reads a TCP stream from a service that sends an endless one.
+    TcpPull(StreamArgs),
+    /// Reads the clock without a pause, and tells for how long it was kept from that: the machine's own jitter.
+    Spin {
+        /// For so long.
+        #[arg(long, default_value_t = 1000)]
+        ms: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+struct StreamArgs {
+    /// Address of the service.
+    to: IpAddr,
+    /// Port of the service.
+    #[arg(long)]
+    port: u16,
+    /// Length of the stream.
+    #[arg(long, default_value_t = 8 << 20)]
+    bytes: u64,
+    /// Longest silence.
+    #[arg(long, default_value_t = 20_000)]
+    timeout_ms: u64,
+}
+
+impl StreamArgs {
+    fn stream(&self) -> stream::Stream {
+        stream::Stream {
+            to: self.to,
+            port: self.port,
+            bytes: self.bytes,
+            timeout: Duration::from_millis(self.timeout_ms),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -184,6 +231,9 @@ struct SendArgs {
     /// Socket buffer in bytes.
     #[arg(long)]
     sndbuf: Option<usize>,
+    /// CLOCK_MONOTONIC's nanoseconds at which the first frame leaves; at once when absent.
+    #[arg(long)]
+    at_ns: Option<u64>,
 }
 
 /// Named so that clap does not take the array for a list.
@@ -312,6 +362,10 @@ fn run(command: Command) -> Result<()> {
         }
         Command::ServeSend { orders, send } => orders::serve(orders, &send_options(send)),
         Command::ServeEcho { port } => echo::serve(port),
+        Command::ServeStreams { taken, sent } => stream::serve(taken, sent),
+        Command::TcpPush(args) => print(&stream::push(&args.stream())?),
+        Command::TcpPull(args) => print(&stream::pull(&args.stream())?),
+        Command::Spin { ms } => print(&spin::spin(Duration::from_millis(ms))),
     }
 }
 
@@ -331,6 +385,7 @@ fn send_options(args: SendArgs) -> SendOptions {
         rate: args.rate,
         batch: args.batch,
         buffer_bytes: args.sndbuf,
+        at_ns: args.at_ns,
     }
 }
 

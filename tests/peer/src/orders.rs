@@ -103,6 +103,7 @@ mod tests {
             rate: None,
             batch: 64,
             buffer_bytes: None,
+            at_ns: None,
         }
     }
 

@@ -84,3 +84,23 @@ pub struct RegistersReport {
     /// Times that one of them did not hold what was put into it.
     pub lost: u64,
 }
+
+/// Report of a TCP stream in one direction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Payload that arrived.
+    pub bytes: u64,
+    /// From the connection's first segment until the last byte had arrived.
+    pub elapsed_ns: u64,
+}
+
+/// Report of `peer spin`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpinReport {
+    /// The longest pause in each of these.
+    pub windows: u64,
+    /// What 99 of 100 windows' longest pauses are shorter than.
+    pub p99_ns: u64,
+    /// The longest pause of all.
+    pub max_ns: u64,
+}

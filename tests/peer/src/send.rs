@@ -31,6 +31,8 @@ pub struct SendOptions {
     pub batch: usize,
     /// Socket buffer to block on; the system's default when absent.
     pub buffer_bytes: Option<usize>,
+    /// When the first frame leaves, by CLOCK_MONOTONIC, so that several senders begin together; at once when absent.
+    pub at_ns: Option<u64>,
 }
 
 /// Sends a stream of numbered frames.
@@ -46,6 +48,9 @@ pub fn send(options: &SendOptions) -> Result<SendReport> {
     let mut frames = vec![template; options.batch];
     let mut queue_full = 0;
     let mut sent = 0;
+    if let Some(at_ns) = options.at_ns {
+        sys::sleep_until(at_ns);
+    }
     let started_ns = sys::monotonic_ns();
     while sent < options.count {
         if let Some(rate) = options.rate {

@@ -1,0 +1,108 @@
+//! TCP: goodput into a guest and out of it, each on its own, and a stream that is echoed and compared.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use drayage_peer::report::{EchoReport, StreamReport};
+
+use crate::bench::lab::Lab;
+use crate::bench::row::{Label, Peer, Row, Time};
+use crate::demo::guests::{Site, linux, ours};
+use crate::demo::path::{Containers, Ours, Path, Stock};
+use crate::demo::report::Source;
+use crate::dom0::{Guest, Mode};
+
+/// Length of a stream.
+const BYTES: u64 = 16 << 20;
+
+/// Patience with one.
+const STREAM: Duration = Duration::from_secs(120);
+
+/// Which way a stream goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    Out,
+    Echo,
+}
+
+impl Way {
+    const ALL: [Way; 3] = [Way::In, Way::Out, Way::Echo];
+
+    fn name(self) -> &'static str {
+        match self {
+            Way::In => "into the guest",
+            Way::Out => "out of the guest",
+            Way::Echo => "echo, both directions",
+        }
+    }
+
+    /// Returns the guest that serves the other end.
+    fn guest(self, peer: Peer, mode: Mode, site: Site) -> Guest {
+        let ip = site.guest_ip();
+        let app = match (peer, self) {
+            (Peer::A, Way::In | Way::Out) => "serve-streams --sent 11",
+            (Peer::A, Way::Echo) => "serve-echo",
+            (_, Way::In) => "app=sink",
+            (_, Way::Out) => "app=source control=11",
+            (_, Way::Echo) => "app=echo",
+        };
+        match peer {
+            Peer::A => {
+                let up = "ip link set lo up; ip link set eth0 up";
+                linux("tcp", mode, &format!("{up}; ip addr add {ip}/24 dev eth0; peer {app}"))
+            }
+            _ => ours("tcp", mode, &format!("{app} ip={ip}/24")),
+        }
+    }
+}
+
+/// Runs suite `tcp`.
+pub fn tcp(lab: &mut Lab<'_>) -> Result<()> {
+    for peer in Peer::ALL {
+        for &mode in lab.modes("tcp", peer) {
+            for way in Way::ALL {
+                stream(lab, peer, mode, way)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn stream(lab: &mut Lab<'_>, peer: Peer, mode: Mode, way: Way) -> Result<()> {
+    let site = Site::FIRST;
+    let ip = site.guest_ip();
+    let mut path: Box<dyn Path> = match peer {
+        Peer::A | Peer::B => Box::new(Stock::new(site)),
+        Peer::C => Box::new(Ours::new(site, Containers::Off)),
+        Peer::D => Box::new(Ours::new(site, Containers::On)),
+    };
+    path.create(lab.dom0, &way.guest(peer, mode, site))?;
+    path.prepare(lab.dom0, Source::Linux)?;
+    lab.dom0.shell(&format!("peer ping {ip} --until-answered --count 600 --interval-ms 50"))?;
+    let (bytes, elapsed_ns) = match way {
+        Way::In | Way::Out => {
+            let what = if way == Way::In { "tcp-push" } else { "tcp-pull" };
+            let port = if way == Way::In { 9 } else { 11 };
+            let command = format!("peer {what} {ip} --port {port} --bytes {BYTES}");
+            let report: StreamReport = lab.dom0.json(&command, STREAM)?;
+            (report.bytes, report.elapsed_ns)
+        }
+        Way::Echo => {
+            let command = format!("peer tcp-echo {ip} --bytes {}", BYTES / 2);
+            let report: EchoReport = lab.dom0.json(&command, STREAM)?;
+            if report.mismatched > 0 {
+                lab.failures.push(format!("tcp {}: {} bytes differ", peer.letter(), report.mismatched));
+            }
+            (report.sent_bytes + report.received_bytes, report.elapsed_ns)
+        }
+    };
+    let label = Label { suite: "tcp", peer, mode, case: way.name().into(), frame_bytes: None, varied: None };
+    let unit = match lab.time {
+        Time::Instructions => "MB per 10^9 instructions",
+        Time::Wall => "MB per second of the emulator",
+    };
+    let row = Row::new(&label, lab.time, "goodput", unit, bytes as f64 * 1e3 / elapsed_ns as f64);
+    lab.add(row, &label);
+    path.end(lab.dom0)
+}
