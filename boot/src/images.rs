@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 use crate::xz;
 
 /// Modules of dom0: access to Xen from programs, networks, the stock backend.
-const DOM0_MODULES: [&str; 11] = [
+const DOM0_MODULES: [&str; 12] = [
     "xen-gntdev",
     "xen-gntalloc",
     "xen-evtchn",
@@ -26,6 +26,7 @@ const DOM0_MODULES: [&str; 11] = [
     "xenfs",
     "bridge",
     "tun",
+    "vhost_net",
     "veth",
     "dummy",
     "pktgen",
@@ -36,7 +37,7 @@ const DOM0_MODULES: [&str; 11] = [
 const GUEST_MODULES: [&str; 1] = ["xen-netfront"];
 
 /// Modules of a driver domain: access to other guests' pages and events, and a network of its own.
-const DRIVER_MODULES: [&str; 3] = ["xen-gntdev", "xen-evtchn", "tun"];
+const DRIVER_MODULES: [&str; 4] = ["xen-gntdev", "xen-evtchn", "tun", "vhost_net"];
 
 /// xl's hotplug script for interfaces that the backend serves.
 const HOTPLUG: &str = include_str!("../../dom0-tool/hotplug/vif-drayage");

@@ -52,6 +52,7 @@ pub fn examine(socket: &Path) -> Vec<Check> {
         all.push(device(path, module));
     }
     all.push(device(crate::port::tap::TUN, "tun"));
+    all.push(vhost());
     all.push(xenstore());
     all.push(netback());
     all.push(xdp());
@@ -149,6 +150,20 @@ fn netback() -> Check {
     check(name, Verdict::Ok, found, "")
 }
 
+/// Looks whether frames can go to TAP devices many at a time.
+fn vhost() -> Check {
+    let path = crate::port::vhost::PATH;
+    match device(path, "vhost_net") {
+        Check { verdict: Verdict::Ok, .. } => {
+            check(path, Verdict::Ok, "can be opened, for tap:NAME ports to take many frames at a time", "")
+        }
+        Check { found, mend, .. } => {
+            let found = format!("{found}; tap:NAME ports take frames one by one, which is slower");
+            check(path, Verdict::Note, found, mend)
+        }
+    }
+}
+
 /// Looks whether `xdp:` ports can be had.
 fn xdp() -> Check {
     match crate::port::xdp::is_there() {
@@ -210,11 +225,11 @@ mod tests {
     #[test]
     fn every_check_that_is_bad_says_what_to_do() {
         let checks = examine(Path::new("/nowhere/drayage.sock"));
-        assert_eq!(checks.len(), 9);
+        assert_eq!(checks.len(), 10);
         for check in &checks {
             assert!(check.verdict == Verdict::Ok || !check.mend.is_empty(), "{check:?}");
         }
-        assert_eq!(checks[7].verdict, Verdict::Note, "no daemon: {:?}", checks[7]);
+        assert_eq!(checks[8].verdict, Verdict::Note, "no daemon: {:?}", checks[8]);
         let missing = device("/nowhere/gntdev", "xen-gntdev");
         assert_eq!((missing.verdict, missing.mend.as_str()), (Verdict::Bad, "modprobe xen-gntdev"));
     }

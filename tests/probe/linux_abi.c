@@ -10,7 +10,9 @@
 #include <linux/if_xdp.h>
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
+#include <linux/vhost.h>
 #include <linux/virtio_net.h>
+#include <linux/virtio_ring.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <xen/xen.h>
@@ -72,6 +74,30 @@ int main(void)
     VALUE(VIRTIO_NET_HDR_GSO_TCPV4);
     VALUE(VIRTIO_NET_HDR_GSO_TCPV6);
     VALUE(VIRTIO_NET_HDR_GSO_ECN);
+    VALUE(VHOST_SET_OWNER);
+    VALUE(VHOST_SET_FEATURES);
+    VALUE(VHOST_SET_MEM_TABLE);
+    VALUE(VHOST_SET_VRING_NUM);
+    VALUE(VHOST_SET_VRING_ADDR);
+    VALUE(VHOST_SET_VRING_BASE);
+    VALUE(VHOST_SET_VRING_KICK);
+    VALUE(VHOST_SET_VRING_CALL);
+    VALUE(VHOST_NET_SET_BACKEND);
+    VALUE(sizeof(struct vhost_memory)+sizeof(struct vhost_memory_region));
+    VALUE(sizeof(struct vhost_vring_addr));
+    VALUE(offsetof(struct vhost_vring_addr, avail_user_addr));
+    VALUE(sizeof(struct vhost_vring_state));
+    VALUE(sizeof(struct vhost_vring_file));
+    VALUE(VRING_AVAIL_F_NO_INTERRUPT);
+    VALUE(VRING_USED_F_NO_NOTIFY);
+    VALUE(sizeof(struct vring_desc));
+    VALUE(sizeof(struct vring_used_elem));
+    VALUE(offsetof(struct vring_desc, len));
+    VALUE(offsetof(struct vring_desc, flags));
+    VALUE(offsetof(struct vring_avail, idx));
+    VALUE(offsetof(struct vring_avail, ring));
+    VALUE(offsetof(struct vring_used, idx));
+    VALUE(offsetof(struct vring_used, ring));
     VALUE(RTM_SETLINK);
     VALUE(NLMSG_ERROR);
     VALUE(NLM_F_REQUEST|NLM_F_ACK);

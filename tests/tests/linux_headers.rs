@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use drayage::port::{gso, packet, tap, xdp};
+use drayage::port::{gso, packet, tap, vhost, xdp};
 use drayage::xen::{GNTST_GENERAL_ERROR, GNTST_OKAY, evtchn, gntdev};
 use drayage_tests::probe::{LINUX, Probe, XEN};
 
@@ -30,7 +30,9 @@ fn ioctls_structures_and_constants_are_those_of_linuxs_headers() {
     ours.insert("GNTST_okay", GNTST_OKAY.to_string());
     ours.insert("GNTST_general_error", GNTST_GENERAL_ERROR.to_string());
     ours.extend(gntdev::layout().into_iter().map(|(name, at, bytes)| (name, format!("{at}+{bytes}"))));
-    for constants in [tap::constants(), gso::constants(), packet::constants(), xdp::constants()] {
+    for constants in
+        [tap::constants(), vhost::constants(), gso::constants(), packet::constants(), xdp::constants()]
+    {
         ours.extend(constants.into_iter().map(|(name, value)| (name, value.to_string())));
     }
 

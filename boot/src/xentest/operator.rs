@@ -31,9 +31,16 @@ fn doctor(bench: &mut Bench) -> Result<()> {
     let checks: Value = bench.dom0.json("drayage doctor --json", Duration::from_secs(20))?;
     let all = checks.as_array().map(Vec::as_slice).unwrap_or_default();
     ensure!(all.iter().all(|check| check["verdict"] != "bad"), "a check of a good dom0 is bad: {checks}");
-    for name in
-        ["xen", "/dev/xen/gntdev", "/dev/xen/evtchn", "/dev/net/tun", "xenstore", "xen-netback", "daemon"]
-    {
+    for name in [
+        "xen",
+        "/dev/xen/gntdev",
+        "/dev/xen/evtchn",
+        "/dev/net/tun",
+        "/dev/vhost-net",
+        "xenstore",
+        "xen-netback",
+        "daemon",
+    ] {
         let good = all.iter().any(|check| check["name"] == name && check["verdict"] == "ok");
         ensure!(good, "{name} is not good: {checks}");
     }
@@ -66,6 +73,8 @@ fn bridge(bench: &mut Bench) -> Result<()> {
     backend::attach(bench.dom0, NAME, GUEST_MAC, &format!("--port tap:{TAP},bridge={BRIDGE}"))?;
     let master = bench.dom0.shell(&format!("/usr/sbin/ip -o link show dev {TAP}"))?;
     ensure!(master.contains(&format!("master {BRIDGE}")), "the TAP is on no bridge: {master}");
+    let said = backend::log(bench.dom0)?;
+    ensure!(said.contains("frames go to it by /dev/vhost-net"), "frames go to the TAP one by one:\n{said}");
     bench.dom0.unpause(NAME)?;
     for ip in GUEST {
         bench.await_answer(ip)?;
@@ -94,6 +103,11 @@ fn messages(bench: &mut Bench) -> Result<()> {
         (&format!("attach {NAME}"), 4, &[NAME, "attached already", "drayage detach"]),
         (&format!("attach {NAME} --vif 1 --port tap:taken0"), 4, &["taken0"]),
         (&format!("attach {NAME} --vif 1 --port tap:dry8,bridge=nowhere"), 3, &["nowhere"]),
+        (
+            &format!("attach {NAME} --vif 1 --port tap:dry8,vhost=yes"),
+            2,
+            &["\"yes\" is none of auto, on, off"],
+        ),
         (&format!("attach {NAME} --vif 1 --policy soon"), 2, &["bad policy \"soon\"", "slo:delay=US"]),
         (&format!("attach {NAME} --vif 1 --policy slo:delay=1"), 2, &["delay 1 is not between"]),
         (&format!("attach {NAME} --vif 1 --urgent udp"), 2, &["\"udp\"", "tcp-ack"]),

@@ -76,7 +76,11 @@ impl From<TapError> for Failure {
         let denied = |source: &std::io::Error| source.kind() == std::io::ErrorKind::PermissionDenied;
         let kind = match &error {
             TapError::Taken(_) => FailureKind::Taken,
-            TapError::NoTun(source) | TapError::Other { source, .. } if denied(source) => FailureKind::Denied,
+            TapError::NoTun(source) | TapError::Vhost { source, .. } | TapError::Other { source, .. }
+                if denied(source) =>
+            {
+                FailureKind::Denied
+            }
             TapError::Bridge { .. } => FailureKind::NotFound,
             _ => FailureKind::Other,
         };

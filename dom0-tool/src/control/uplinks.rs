@@ -10,7 +10,8 @@ use crate::port::Uplink;
 use crate::port::discard::Discard;
 use crate::port::packet::Packet;
 use crate::port::spec::PortSpec;
-use crate::port::tap::{self, Opened, Origin, Tap};
+use crate::port::tap::{self, Opened, Origin, Sending, Tap};
+use crate::port::vhost;
 use crate::port::xdp::Xdp;
 use crate::switch::{PortId, Segment};
 
@@ -122,7 +123,15 @@ fn remove_device(device: &str) {
 fn open(spec: &PortSpec) -> Result<(Box<dyn Uplink>, u16, Origin), Failure> {
     Ok(match spec {
         PortSpec::Tap(spec) => {
-            let Opened { tap, mtu, origin } = Tap::open(spec)?;
+            let Opened { tap, mtu, origin, sending } = Tap::open(spec)?;
+            match sending {
+                Sending::Batched => tracing::info!("{spec}: frames go to it by {}", vhost::PATH),
+                Sending::Single => {}
+                Sending::Refused(doing, error) => tracing::info!(
+                    "{spec}: frames go to it one by one, which is slower: {}: {doing}: {error}; try `modprobe vhost_net`",
+                    vhost::PATH
+                ),
+            }
             let link: Box<dyn Uplink> = Box::new(tap);
             match spec.discard {
                 Some(address) => (Box::new(Discard::new(link, address)), mtu, origin),

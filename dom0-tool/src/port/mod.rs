@@ -14,7 +14,9 @@ pub mod packet;
 pub mod sink;
 pub mod spec;
 pub mod tap;
+pub mod vhost;
 mod vnet;
+mod vring;
 pub mod xdp;
 
 use std::os::fd::BorrowedFd;

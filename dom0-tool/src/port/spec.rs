@@ -1,4 +1,5 @@
-//! How people name a port: `tap:NAME[,bridge=BRIDGE][,discard=ADDRESS]`, `packet:DEVICE` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
+//! How people name a port: `tap:NAME[,bridge=BRIDGE][,vhost=USE][,discard=ADDRESS]`,
+//! `packet:DEVICE` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
 //!
 //! It knows text only.
 
@@ -7,8 +8,8 @@ use std::net::Ipv4Addr;
 use super::device::IFNAMSIZ;
 
 /// What the name of a port may be, for help texts and errors.
-pub const SYNTAX: &str =
-    "tap:NAME[,bridge=BRIDGE][,discard=ADDRESS], packet:DEVICE or xdp:DEVICE[,queue=N][,mode=MODE]";
+pub const SYNTAX: &str = "tap:NAME[,bridge=BRIDGE][,vhost=auto|on|off][,discard=ADDRESS], packet:DEVICE or \
+                          xdp:DEVICE[,queue=N][,mode=MODE]";
 
 /// An uplink, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +29,25 @@ pub struct TapSpec {
     pub name: String,
     /// The bridge that it is to join.
     pub bridge: Option<String>,
+    /// Whether frames go to it by `/dev/vhost-net`.
+    pub vhost: VhostUse,
     /// An address beside it whose packets are thrown away, to measure what guests can send.
     pub discard: Option<Ipv4Addr>,
 }
+
+/// Whether the kernel's vhost thread takes frames for a TAP device, many at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VhostUse {
+    /// Where it can be had.
+    #[default]
+    Auto,
+    /// It must.
+    On,
+    /// Frames are written one by one.
+    Off,
+}
+
+const USES: [(&str, VhostUse); 3] = [("auto", VhostUse::Auto), ("on", VhostUse::On), ("off", VhostUse::Off)];
 
 /// A device by a packet socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,10 +122,15 @@ fn parse(text: &str) -> Result<PortSpec, String> {
     let mut settings = parts.map(|part| part.split_once('=').ok_or_else(|| no_setting(part, kind)));
     match kind {
         "tap" => {
-            let mut spec = TapSpec { name, bridge: None, discard: None };
+            let mut spec = TapSpec { name, bridge: None, vhost: VhostUse::Auto, discard: None };
             for setting in settings {
                 match setting? {
                     ("bridge", bridge) => spec.bridge = Some(device(bridge)?),
+                    ("vhost", wanted) => {
+                        let known = USES.iter().find(|(name, _)| *name == wanted);
+                        let names = USES.map(|(name, _)| name).join(", ");
+                        spec.vhost = known.ok_or_else(|| format!("{wanted:?} is none of {names}"))?.1;
+                    }
                     ("discard", address) => {
                         let parsed = address.parse();
                         spec.discard = Some(parsed.map_err(|_| format!("{address:?} is no IPv4 address"))?);
@@ -170,6 +192,10 @@ impl std::fmt::Display for TapSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "tap:{}", self.name)?;
         self.bridge.as_ref().map_or(Ok(()), |bridge| write!(f, ",bridge={bridge}"))?;
+        match USES.iter().find(|(_, known)| *known == self.vhost) {
+            Some((name, used)) if *used != VhostUse::Auto => write!(f, ",vhost={name}")?,
+            _ => {}
+        }
         self.discard.map_or(Ok(()), |address| write!(f, ",discard={address}"))
     }
 }
@@ -203,6 +229,8 @@ mod tests {
             "tap:dry0",
             "tap:a-b_c.9,bridge=br0",
             "tap:a,discard=10.0.0.9",
+            "tap:a,vhost=off,discard=10.0.0.9",
+            "tap:a,bridge=br0,vhost=on",
             "packet:eth0",
             "xdp:eth0",
             "xdp:eth0,queue=3",
@@ -224,6 +252,7 @@ mod tests {
             ("tap:a/b", "is no name"),
             ("tap:a,bridge=", "\"\" is no name"),
             ("tap:a,vlan=3", "\"vlan=3\" is no setting of a tap port"),
+            ("tap:a,vhost=yes", "\"yes\" is none of auto, on, off"),
             ("packet:eth0,bridge=br0", "\"bridge=br0\" is no setting of a packet port"),
             ("packet:eth0,queue", "\"queue\" is no setting of a packet port"),
             ("xdp:eth0,queue=one", "\"one\" is no number of a queue"),

@@ -12,9 +12,11 @@ use drayage_wire::container::{DESCRIPTOR_BYTES, HEADER_BYTES, MAX_RX_BYTES, Meta
 
 use super::device::{self, IfReq};
 use super::gso;
-use super::spec::TapSpec;
+use super::spec::{TapSpec, VhostUse};
+use super::vhost::{self, Vhost};
 use super::vnet::{VNET_BYTES, make_header, parse_header};
-use super::{Budget, MAX_FRAME_BYTES, Sent, Uplink};
+use super::vring::Broken;
+use super::{Budget, Flushed, MAX_FRAME_BYTES, Sent, Uplink};
 
 /// The control device.
 pub const TUN: &str = "/dev/net/tun";
@@ -74,6 +76,19 @@ pub enum TapError {
         /// What the system said.
         source: io::Error,
     },
+    /// The kernel's thread for its frames was asked for, and cannot be had.
+    #[error(
+        "tap device {name:?}: {}: {doing}: {source}; load the module with `modprobe vhost_net`, or leave out vhost=on",
+        vhost::PATH
+    )]
+    Vhost {
+        /// The device.
+        name: String,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Something else.
     #[error("tap device {name:?}: {doing}: {source}")]
     Other {
@@ -89,6 +104,10 @@ pub enum TapError {
 /// An open TAP device.
 #[derive(Debug)]
 pub struct Tap {
+    // Before the file: the kernel's thread has that too, and the device is to be free when this is closed.
+    vhost: Option<Box<Vhost>>,
+    /// What came of the frames in a ring that was given up.
+    given_up: Flushed,
     file: File,
     /// The frame that is being handed over.
     frame: Box<[u8]>,
@@ -113,6 +132,19 @@ pub struct Opened {
     pub mtu: u16,
     /// Where it came from.
     pub origin: Origin,
+    /// How it takes frames.
+    pub sending: Sending,
+}
+
+/// How a device takes frames.
+#[derive(Debug)]
+pub enum Sending {
+    /// From the kernel's thread, many at a time.
+    Batched,
+    /// One by one, as it was asked for.
+    Single,
+    /// One by one, because the thread cannot be had: what was tried, and what the system said.
+    Refused(&'static str, io::Error),
 }
 
 /// Removes a device that nobody has open any more, and that was made by [`Tap::open`].
@@ -143,7 +175,8 @@ impl Tap {
             Some(libc::EBUSY | libc::EINVAL) => TapError::Taken(name.into()),
             _ => TapError::Other { name: name.into(), doing: "attaching", source },
         })?;
-        Ok(Self { file, frame: vec![0; 4 + VNET_BYTES + MAX_FRAME_BYTES].into_boxed_slice() })
+        let frame = vec![0; 4 + VNET_BYTES + MAX_FRAME_BYTES].into_boxed_slice();
+        Ok(Self { vhost: None, given_up: Flushed::default(), file, frame })
     }
 
     /// Opens or makes the device, joins it to its bridge, and brings it up.
@@ -157,7 +190,7 @@ impl Tap {
         };
         let control = device::control_socket().map_err(other("opening a socket"))?;
         let origin = if device::index(&control, &spec.name).is_ok() { Origin::Found } else { Origin::Made };
-        let tap = Self::hold(&spec.name)?;
+        let mut tap = Self::hold(&spec.name)?;
         tap.set_header().map_err(other("setting its offloads"))?;
         let mut queue = IfReq::new(&spec.name);
         queue.value = QUEUE_FRAMES;
@@ -174,11 +207,36 @@ impl Tap {
         }
         device::bring_up(&control, &spec.name).map_err(other("bringing it up"))?;
         let mtu = device::mtu(&control, &spec.name).map_err(other("reading its mtu"))?;
+        let sending = tap.join_vhost(spec)?;
         if origin == Origin::Made {
             // Last, so that a device that could not be set up is gone again.
             tap.set_persistent(true).map_err(other("making it stay"))?;
         }
-        Ok(Opened { tap, mtu, origin })
+        Ok(Opened { tap, mtu, origin, sending })
+    }
+
+    /// Has the kernel's thread take frames, where it is wanted and there.
+    fn join_vhost(&mut self, spec: &TapSpec) -> Result<Sending, TapError> {
+        if spec.vhost == VhostUse::Off {
+            return Ok(Sending::Single);
+        }
+        match Vhost::new(&self.file) {
+            Ok(vhost) => {
+                self.vhost = Some(Box::new(vhost));
+                Ok(Sending::Batched)
+            }
+            Err((doing, source)) if spec.vhost == VhostUse::On => {
+                Err(TapError::Vhost { name: spec.name.clone(), doing, source })
+            }
+            Err((doing, source)) => Ok(Sending::Refused(doing, source)),
+        }
+    }
+
+    /// Sends frames one by one from now on: the ring holds what cannot be.
+    fn give_up_vhost(&mut self) {
+        if let Some(vhost) = self.vhost.take() {
+            self.given_up = vhost.give_up();
+        }
     }
 
     fn set_persistent(&self, stays: bool) -> io::Result<()> {
@@ -233,11 +291,27 @@ impl Uplink for Tap {
     }
 
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent {
+        if let Some(vhost) = &mut self.vhost {
+            match vhost.send(frame, meta) {
+                Ok(sent) => return sent,
+                Err(Broken) => self.give_up_vhost(),
+            }
+        }
         let header = make_header(frame, meta);
         match self.file.write_vectored(&[IoSlice::new(&header), IoSlice::new(frame)]) {
             // A frame is taken whole or not at all.
             Ok(written) if written > 0 => Sent::Yes,
             Ok(_) | Err(_) => Sent::No,
         }
+    }
+
+    fn flush(&mut self) -> Flushed {
+        let file = &mut self.file;
+        match self.vhost.as_mut().map(|vhost| vhost.flush(|bytes| file.write(bytes).is_ok())) {
+            Some(Ok(done)) => return done,
+            Some(Err(Broken)) => self.give_up_vhost(),
+            None => {}
+        }
+        std::mem::take(&mut self.given_up)
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
         Ok(())
     };
     add("/".as_ref(), read)?;
-    // Xen's devices and /dev/net/tun.
+    // Xen's devices, /dev/net/tun and /dev/vhost-net.
     add("/dev".as_ref(), read | write)?;
     for folder in folders {
         let make = AccessFs::MakeReg | AccessFs::MakeSock | AccessFs::MakeDir;
