@@ -13,6 +13,7 @@ mod package;
 mod plain;
 mod policy;
 mod restart;
+mod staged;
 mod stock;
 mod switch;
 
@@ -48,6 +49,7 @@ fn scenarios() -> Vec<Scenario> {
         operator::scenarios(),
         netfront::scenarios(),
         restart::scenarios(),
+        staged::scenarios(),
         by_xl::scenarios(),
         driver_domain::scenarios(),
         switch::scenarios(),

@@ -17,6 +17,11 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
+/// Says how packets get into a guest's pages and out of them.
+fn mode(staged_pages: u64) -> String {
+    if staged_pages == 0 { "copy".into() } else { format!("staged ({staged_pages} pages)") }
+}
+
 /// Shows what is attached.
 pub fn interfaces(list: &[Interface]) -> String {
     if list.is_empty() {
@@ -30,7 +35,7 @@ pub fn interfaces(list: &[Interface]) -> String {
         "port",
         "state",
         "containers",
-        "staged",
+        "mode",
         "policy",
         "size",
         "rules",
@@ -53,8 +58,7 @@ pub fn interfaces(list: &[Interface]) -> String {
             one.port.clone().unwrap_or_else(|| "-".into()),
             one.state.clone(),
             containers.into(),
-            one.staged_pages
-                .map_or("-".into(), |pages| if pages == 0 { "no".into() } else { pages.to_string() }),
+            one.staged_pages.map_or("-".into(), mode),
             one.policy.clone(),
             one.size_bytes.to_string(),
             one.rules.words().into(),

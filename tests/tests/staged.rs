@@ -1,13 +1,16 @@
 //! Staged grants with the real driver and the real backend: a container costs no grant operation at either end,
 //! whoever of two guests has its pages mapped; and frontends that ask for nonsense over the control ring.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use drayage::control::attachment::Memory;
 use drayage::control::details::{Containers, Mapping};
 use drayage::vif::staging::MAX_STAGED;
 use drayage::vif::{ControlRing, Fault, rx, tx};
 use drayage::worker::{Settings, Worker};
 use drayage::xen;
 use drayage_netfront::{Options, Reading, Stage, Staged};
-use drayage_tests::back::Back;
+use drayage_tests::back::{Back, Died};
 use drayage_tests::hand::DOM0;
 use drayage_tests::host::{TcpSink, TcpSource};
 use drayage_tests::rawfront::RawFront;
@@ -314,4 +317,59 @@ fn a_flood_of_requests_costs_a_bounded_part_of_each_pass() {
         assert!(liar.hv.operations(DOM0).maps - maps <= 16, "entries of one pass");
     }
     assert!(liar.ring.available().expect("an honest backend") > 0);
+}
+
+/// Returns a guest's counters, and how many grant operations it was served with.
+fn counted(world: &mut World, guest: usize) -> (drayage::vif::Counters, u64) {
+    let counters = world.back_counters(world.guests[guest].id).expect("connected");
+    (counters, counters.rx.grant_ops + counters.tx.grant_ops)
+}
+
+#[test]
+fn the_next_backend_maps_what_the_last_one_had_mapped() {
+    // Wherever it is killed: while pages are mapped, in mid-traffic, and while the next one maps them again.
+    for lives in [[100, 300], [700, 2500], [3000, 5000], [6000, 900]] {
+        let mapping = Mapping { staged: true, trusted: true };
+        let shape = Shape { control: ControlPath::Real(Containers::On), mapping, ..Shape::default() };
+        let file = std::env::temp_dir().join(format!("drayage-staged-{}-{}", lives[0], std::process::id()));
+        let mut world = World::remembering(shape, Memory::in_file(file.clone()));
+        let guests = [world.add_guest(5), world.add_guest(6)];
+        world.settle();
+        let id = world.guests[guests[1]].id.0 as u8;
+        let to = IpEndpoint::new(IpAddress::v4(10, 0, 0, id), 3000);
+        let from = world.guests[guests[0]].stack.as_mut().expect("up").connect(to, 50_000);
+        let at = world.guests[guests[1]].stack.as_mut().expect("up").listen(3000);
+        world.guests[guests[0]].tasks.tcp_sources.push(TcpSource::new(from, 3, BYTES));
+        world.guests[guests[1]].tasks.tcp_sinks.push((TcpSink::new(at, 3), usize::MAX));
+        world.wake(guests[0]);
+        let got = |world: &World| world.guests[guests[1]].tasks.tcp_sinks[0].0.got();
+        for life in lives {
+            world.life.set(life);
+            let run = AssertUnwindSafe(|| world.run(600 * SECOND_NS, |world| got(world) == BYTES));
+            match catch_unwind(run) {
+                Ok(()) => panic!("{life} operations were enough"),
+                Err(cause) if cause.is::<Died>() => world.restart(),
+                Err(cause) => std::panic::resume_unwind(cause),
+            }
+        }
+        world.run(600 * SECOND_NS, |world| {
+            guests.iter().all(|guest| counted(world, *guest).0.staging.pages == MAX_STAGED as u64)
+        });
+        assert!(got(&world) < BYTES, "the stream lasts longer");
+        let before = guests.map(|guest| counted(&mut world, guest));
+        world.run(600 * SECOND_NS, |world| got(world) == BYTES);
+        world.settle();
+        for (guest, (before, granted)) in guests.into_iter().zip(before) {
+            let (after, granted_after) = counted(&mut world, guest);
+            assert!(after.tx.packets > before.tx.packets);
+            assert_eq!(after.staging.pages, MAX_STAGED as u64, "after {lives:?}");
+            assert_eq!(granted_after, granted, "after {lives:?}");
+        }
+        let sink = &world.guests[guests[1]].tasks.tcp_sinks[0].0;
+        assert_eq!((sink.wrong, sink.hash()), (0, world.guests[guests[0]].tasks.tcp_sources[0].hash()));
+        let shelf = world.shelf.clone();
+        world.end();
+        assert_eq!(shelf.count(), 0, "no ledger is left");
+        let _ = std::fs::remove_file(file);
+    }
 }

@@ -40,14 +40,14 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// A TCP stream with an echo of every byte, and pings beside it.
-struct Traffic {
+pub(super) struct Traffic {
     tcp: Process,
     pings: Process,
 }
 
 impl Traffic {
     /// Starts it. The stream lasts for as long as backends come and go.
-    fn start(bench: &mut Bench) -> Result<Self> {
+    pub(super) fn start(bench: &mut Bench) -> Result<Self> {
         bench.dom0.shell(&format!("touch {STREAMING}"))?;
         let tcp =
             bench.dom0.spawn(&format!("peer tcp-echo {GUEST_IP} --while {STREAMING} --timeout-ms 30000"))?;
@@ -56,14 +56,14 @@ impl Traffic {
     }
 
     /// Fails when there is no traffic any more.
-    fn check(&self, bench: &mut Bench) -> Result<()> {
+    pub(super) fn check(&self, bench: &mut Bench) -> Result<()> {
         let early = bench.dom0.agent().wait(&self.tcp, Duration::from_millis(700))?;
         ensure!(early.is_none(), "the transfer has ended: {early:?}");
         Ok(())
     }
 
     /// Ends the stream, and judges it.
-    fn end(self, bench: &mut Bench) -> Result<()> {
+    pub(super) fn end(self, bench: &mut Bench) -> Result<()> {
         bench.dom0.shell(&format!("rm {STREAMING}"))?;
         let Some(finished) = bench.dom0.agent().wait(&self.tcp, TRANSFER)? else {
             anyhow::bail!("the transfer does not end:\n{}", backend::log(bench.dom0)?)

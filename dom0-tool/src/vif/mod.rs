@@ -127,7 +127,7 @@ pub struct Vif<P> {
     /// Event channels.
     pub events: LocalEvents,
     /// The names under which its rings' ledgers are kept.
-    pub ledgers: [String; 2],
+    pub ledgers: [String; 3],
     /// What it did.
     pub counters: Counters,
     /// Whether its TX ring is to be read in the next pass.

@@ -4,7 +4,11 @@
 //! Each page is a mapping of its own: gntdev unmaps whole mappings only, and a guest may want any page back. A
 //! list is worked off a few entries a pass, because a page takes two system calls; until all of an `ADD` is
 //! mapped, none of it is used, and when an entry fails, all of it is undone. Everything that the guest wrote is
-//! copied once and judged then. This module knows pages and references, and no packets.
+//! copied once and judged then. What is mapped is noted in a page that outlives the process, so that the next
+//! backend maps it again; until it has, what is staged is copied as what is not. This module knows pages and
+//! references, and no packets.
+
+use std::sync::atomic::Ordering;
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::control::{
@@ -12,6 +16,7 @@ use drayage_wire::control::{
 };
 use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
+use super::Rings;
 use super::counters::Counters;
 use crate::memory::Pages;
 use crate::xen::{Access, By, CopyOp, DomainId, EventPort, GNTST_OKAY, GrantRef, PageAccess, Xen};
@@ -26,13 +31,19 @@ const MAX_REFERENCE: usize = 1 << 16;
 const ENTRIES_PER_PASS: usize = 16;
 /// Marks a page of an `ADD` that is not done.
 const PROVISIONAL: u16 = 1 << 15;
+/// Marks a page that may only be read.
+const READ_ONLY: u16 = 1 << 14;
+/// The upper half of a ledger's first word, while the list after it is whole; the lower half is its length.
+const LEDGER: u32 = 0x6772;
+/// Marks a reference in a ledger whose page may only be read.
+const LEDGER_READ_ONLY: u32 = 1 << 31;
 
 /// The mapped pages of an interface, by reference.
 #[derive(Debug)]
 pub struct Table<P> {
     pages: Box<[Option<P>]>,
     free: Vec<u16>,
-    /// For each reference 0, or the number of its page plus 1.
+    /// For each reference 0, or the number of its page plus 1, and marks.
     places: Box<[u16]>,
 }
 
@@ -54,10 +65,11 @@ impl<P> Table<P> {
         MAX_STAGED - self.free.len()
     }
 
-    fn insert(&mut self, reference: u32, page: P) -> Result<(), Unfit> {
+    fn insert(&mut self, reference: u32, page: P, access: Access) -> Result<(), Unfit> {
         let place = self.places.get_mut(reference as usize).ok_or(Unfit)?;
         let number = self.free.pop().ok_or(Unfit)?;
-        *place = (number + 1) | PROVISIONAL;
+        let mark = if access == Access::ReadOnly { READ_ONLY } else { 0 };
+        *place = (number + 1) | PROVISIONAL | mark;
         self.pages[usize::from(number)] = Some(page);
         Ok(())
     }
@@ -76,10 +88,22 @@ impl<P> Table<P> {
     /// Unmaps a page. Returns whether it was mapped.
     fn remove(&mut self, reference: u32) -> bool {
         let Some(place) = self.places.get_mut(reference as usize) else { return false };
-        let Some(number) = (std::mem::take(place) & !PROVISIONAL).checked_sub(1) else { return false };
+        let Some(number) = (std::mem::take(place) & !(PROVISIONAL | READ_ONLY)).checked_sub(1) else {
+            return false;
+        };
         self.pages[usize::from(number)] = None;
         self.free.push(number);
         true
+    }
+
+    /// Returns the references that are mapped, as a ledger has them.
+    fn noted(&self) -> impl Iterator<Item = u32> {
+        let mapped = (0..).zip(&self.places).filter(|(_, place)| **place != 0);
+        mapped.map(
+            |(reference, place)| {
+                if place & READ_ONLY != 0 { reference | LEDGER_READ_ONLY } else { reference }
+            },
+        )
     }
 }
 
@@ -89,7 +113,7 @@ impl<P: PageAccess> Table<P> {
         if place & PROVISIONAL != 0 {
             return None;
         }
-        self.pages[usize::from(place.checked_sub(1)?)].as_ref()
+        self.pages[usize::from((place & !READ_ONLY).checked_sub(1)?)].as_ref()
     }
 
     /// Does a copy into a guest's page, if the page is mapped for writing. `bytes` are what goes there.
@@ -155,20 +179,32 @@ pub struct Staging<P> {
     pub table: Table<P>,
     list: Pages,
     job: Option<Job>,
+    /// A page of our own in which the next backend finds what is mapped; valid while no list is worked off.
+    ledger: Option<P>,
+    /// Whether the ledger is behind the table.
+    stale: bool,
+    /// How much of the ledger is mapped again, until all of it is.
+    restored: Option<usize>,
 }
 
 impl<P: SharedWords> Staging<P> {
-    /// Attaches to the guest's ring.
-    pub fn new(page: P, domain: DomainId, event: EventPort) -> Self {
+    /// Attaches to the guest's ring. What an earlier backend noted in `ledger` is mapped again, if the ring was
+    /// taken over from it.
+    pub fn new(page: P, domain: DomainId, event: EventPort, ledger: Option<P>, rings: Rings) -> Self {
+        let taken_over = rings == Rings::TakenOver;
         Self {
             ring: BackRing::attach(page),
             domain,
             event,
             ready: true,
-            notify: false,
+            // An earlier backend may have published an answer and not said so any more.
+            notify: taken_over,
             table: Table::new(),
             list: Pages::new(PAGE_SIZE),
             job: None,
+            stale: !taken_over,
+            restored: (taken_over && ledger.is_some()).then_some(0),
+            ledger,
         }
     }
 
@@ -186,6 +222,10 @@ impl<P: SharedWords> Staging<P> {
                 break Left::Some;
             }
             budget -= 1;
+            if let Some(at) = self.restored {
+                self.restored = self.restore(at, xen);
+                continue;
+            }
             if self.job.is_some() {
                 self.step(xen, counters);
                 continue;
@@ -200,7 +240,49 @@ impl<P: SharedWords> Staging<P> {
         };
         counters.staging.pages = self.table.mapped() as u64;
         self.notify |= self.ring.publish();
+        // Only what the guest knows to be mapped: of a list that was not answered, the next backend is asked again.
+        if self.stale && self.job.is_none() {
+            self.note();
+        }
         Ok(left)
+    }
+
+    /// Writes down what is mapped.
+    fn note(&mut self) {
+        self.stale = false;
+        let Some(ledger) = &self.ledger else { return };
+        let mut count = 0;
+        for (word, noted) in (1..).zip(self.table.noted()) {
+            ledger.store(word, noted, Ordering::Relaxed);
+            count += 1;
+        }
+        ledger.store(0, LEDGER << 16 | count, Ordering::Release);
+    }
+
+    /// Makes the ledger say nothing, before what it says becomes untrue.
+    fn void(&mut self) {
+        self.stale = true;
+        if let Some(ledger) = &self.ledger {
+            ledger.store(0, 0, Ordering::Release);
+        }
+    }
+
+    /// Maps a page again that an earlier backend had mapped. Returns which one is next, if there is one.
+    fn restore<X: Xen<Page = P>>(&mut self, at: usize, xen: &mut X) -> Option<usize> {
+        let ledger = self.ledger.as_ref()?;
+        let head = ledger.load(0, Ordering::Acquire);
+        let count = (head & 0xffff) as usize;
+        if head >> 16 != LEDGER || count > MAX_STAGED || at >= count {
+            return None;
+        }
+        let noted = ledger.load(1 + at, Ordering::Relaxed);
+        let flags = if noted & LEDGER_READ_ONLY != 0 { GREF_READONLY } else { 0 };
+        let gref = noted & !LEDGER_READ_ONLY;
+        // What cannot be mapped again is copied.
+        if self.map(Gref { gref, flags, status: 0 }, xen).is_ok() {
+            self.table.confirm(gref);
+        }
+        Some(at + 1)
     }
 
     /// Takes a request: answers it, or begins to work off its list.
@@ -223,6 +305,7 @@ impl<P: SharedWords> Staging<P> {
         if !sane || !self.fetch(GrantRef(list), entries, xen, counters) {
             return self.answer(request, status::INVALID_PARAMETER, 0, counters);
         }
+        self.void();
         self.job = Some(Job { request, task, entries, next: 0, unmapped: 0 });
     }
 
@@ -301,7 +384,7 @@ impl<P: SharedWords> Staging<P> {
         }
         let access = if entry.flags & GREF_READONLY != 0 { Access::ReadOnly } else { Access::ReadWrite };
         let page = xen.map(self.domain, GrantRef(entry.gref), access).map_err(|_| Unfit)?;
-        self.table.insert(entry.gref, page)
+        self.table.insert(entry.gref, page, access)
     }
 
     /// Answers the request whose list is worked off.
@@ -334,14 +417,16 @@ mod tests {
         let mut table = Table::new();
         for reference in 0..MAX_STAGED as u32 {
             assert!(table.has_room_for(8 + reference * 100));
-            table.insert(8 + reference * 100, ()).expect("there is room");
+            table.insert(8 + reference * 100, (), Access::ReadWrite).expect("there is room");
         }
         assert!(!table.has_room_for(9), "it is full");
         assert_eq!(table.mapped(), MAX_STAGED);
         assert!(table.remove(108) && !table.remove(108) && !table.remove(9) && !table.remove(u32::MAX));
         assert!(table.has_room_for(9) && !table.has_room_for(208), "208 is mapped");
         assert!(!table.has_room_for(MAX_REFERENCE as u32) && !table.has_room_for(u32::MAX));
-        table.insert(9, ()).expect("there is room");
-        assert_eq!(table.insert(10, ()), Err(Unfit));
+        table.insert(9, (), Access::ReadOnly).expect("there is room");
+        assert_eq!(table.insert(10, (), Access::ReadWrite), Err(Unfit));
+        assert_eq!(table.noted().take(3).collect::<Vec<_>>(), [8, 9 | LEDGER_READ_ONLY, 208]);
+        assert!(table.remove(9) && !table.remove(9), "however it was mapped");
     }
 }

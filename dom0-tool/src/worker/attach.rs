@@ -123,7 +123,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let domain = connection.domain;
         let page = self.xen.map(domain, control.ring, Access::ReadWrite)?;
         let event = self.xen.bind(domain, control.event)?;
-        Ok(Some(Box::new(Staging::new(page, domain, event))))
+        let [.., ledger] = ledger_names(connection);
+        let ledger = self.xen.keep(&ledger);
+        Ok(Some(Box::new(Staging::new(page, domain, event, ledger, connection.rings))))
     }
 
     fn unbind(&mut self, events: LocalEvents) {
@@ -162,10 +164,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     }
 }
 
-/// Returns the names of the two rings' ledgers.
-fn ledger_names(connection: &Connection) -> [String; 2] {
+/// Returns the names of the three rings' ledgers.
+fn ledger_names(connection: &Connection) -> [String; 3] {
     let Connection { domain, tx_ring, rx_ring, .. } = connection;
-    ["tx", "rx"].map(|ring| format!("{domain}-{}-{}-{ring}", tx_ring.0, rx_ring.0))
+    ["tx", "rx", "control"].map(|ring| format!("{domain}-{}-{}-{ring}", tx_ring.0, rx_ring.0))
 }
 
 /// Takes a ring, with a ledger where there can be one. Returns it with what an earlier backend noted last.
