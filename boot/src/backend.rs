@@ -85,6 +85,12 @@ impl Daemon {
         }
     }
 
+    /// Returns how many mappings of guests' grants the daemon has.
+    pub fn mapped_grants(&self, dom0: &mut Dom0) -> Result<usize> {
+        let text = dom0.shell(&format!("grep -c /dev/xen/gntdev /proc/$(cat {PID})/maps; true"))?;
+        text.trim().parse().with_context(|| format!("mappings of the daemon: {text:?}"))
+    }
+
     /// Returns the CPU time that the daemon has used, in milliseconds.
     pub fn cpu_ms(&self, dom0: &mut Dom0) -> Result<u64> {
         let text = dom0.shell(&format!("awk '{{ print $14 + $15 }}' /proc/$(cat {PID})/stat"))?;

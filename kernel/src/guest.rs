@@ -7,6 +7,7 @@ use drayage_kernel::net::{Change, Machine};
 use drayage_kernel::settings::{Direction, Settings, Staging};
 use drayage_netfront::platform::{DomainId, StoreError};
 use drayage_netfront::{Event, Fired, Netfront, Options, Reading, Stage, Use, Vif};
+use drayage_wire::control::status;
 
 use crate::console::println;
 use crate::events::Port;
@@ -132,7 +133,12 @@ fn describe_staged(vif: &Vif<Xen>) {
         Some(Reading::Copied) => "copied",
     };
     let tx = if staged.tx { "on" } else { "off" };
-    println!("net: vif{}: staged rx={rx} tx={tx}", vif.handle());
+    let answer = match staged.refused {
+        None => "",
+        Some(status::NOT_SUPPORTED) => ": not supported by the backend",
+        Some(_) => ": refused by the backend",
+    };
+    println!("net: vif{}: staged rx={rx} tx={tx}{answer}", vif.handle());
 }
 
 impl Machine for Guest {

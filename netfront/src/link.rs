@@ -178,6 +178,11 @@ impl<P: Platform> Link<P> {
         self.staging.as_ref().is_some_and(|staging| staging.has_tx())
     }
 
+    /// Returns what the backend answered to the first request about pages that it did not do.
+    pub(crate) fn staging_refused(&self) -> Option<u32> {
+        self.staging.as_ref().and_then(|staging| staging.refused())
+    }
+
     /// Sends an event on every channel, once: what was posted before the backend came, it may have missed.
     /// Begins to talk about mapping pages.
     pub(crate) fn kick(&mut self) {

@@ -70,6 +70,8 @@ pub(crate) struct Staging<P> {
     /// And the send pages.
     tx: bool,
     closing: bool,
+    /// What the backend answered to the first request that it did not do.
+    refused: Option<u32>,
 }
 
 impl<P: Platform + Clone> Staging<P> {
@@ -97,6 +99,7 @@ impl<P: Platform + Clone> Staging<P> {
             rx: false,
             tx: false,
             closing: false,
+            refused: None,
         })
     }
 }
@@ -124,6 +127,11 @@ impl<P: Platform> Staging<P> {
     /// Returns whether the send pages are mapped.
     pub(crate) fn has_tx(&self) -> bool {
         self.tx && self.step != Step::AddTx
+    }
+
+    /// Returns the answer to the first request that the backend did not do.
+    pub(crate) fn refused(&self) -> Option<u32> {
+        self.refused
     }
 
     /// Returns whether an answer is awaited.
@@ -196,6 +204,9 @@ impl<P: Platform> Staging<P> {
             && let Some(response) = self.answer()?
         {
             let done = response.status == status::SUCCESS;
+            if !done {
+                self.refused.get_or_insert(response.status);
+            }
             match self.step {
                 Step::Size => {
                     self.room = if done { response.data } else { 0 };

@@ -119,12 +119,15 @@ enum Closer {
 }
 
 /// Which pages a backend maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Staged {
     /// How received pages are read meanwhile; `None` when they are not mapped.
     pub rx: Option<Reading>,
     /// Whether those are mapped that are sent from.
     pub tx: bool,
+    /// What the backend answered to the first request that it did not do (`drayage_wire::control::status`); `None`
+    /// when it did all of them, or was asked for nothing.
+    pub refused: Option<u32>,
 }
 
 /// Whether a vif still exists.
@@ -258,7 +261,11 @@ impl<P: Platform> Vif<P> {
     /// Returns which pages the backend maps.
     pub fn staged(&self) -> Staged {
         let link = self.link.as_ref();
-        Staged { rx: link.and_then(Link::staged_rx), tx: link.is_some_and(Link::staged_tx) }
+        Staged {
+            rx: link.and_then(Link::staged_rx),
+            tx: link.is_some_and(Link::staged_tx),
+            refused: link.and_then(Link::staging_refused),
+        }
     }
 
     /// Returns the event channels to sleep on. None before the backend is connected: an event that comes

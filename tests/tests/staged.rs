@@ -66,8 +66,8 @@ fn a_container_costs_no_grant_operation_where_pages_are_mapped() {
         let reading = if trusted { Reading::InPlace } else { Reading::Copied };
         for (staged, options) in staged.iter().zip(options) {
             let expected = match options.staged {
-                Stage::Never => Staged { rx: None, tx: false },
-                _ => Staged { rx: Some(reading), tx: true },
+                Stage::Never => Staged::default(),
+                _ => Staged { rx: Some(reading), tx: true, refused: None },
             };
             assert_eq!(*staged, expected, "{name}");
         }

@@ -196,7 +196,8 @@ impl fmt::Display for Report {
         };
         write!(f, " containers={}", nic.rx_containers)?;
         write!(f, " packets_per_container={}.{:02}", hundredths / 100, hundredths % 100)?;
-        write!(f, " frames={} dropped={dropped} dropped_by_nic={}", nic.rx_frames, nic.rx_dropped)?;
+        write!(f, " revokes={} frames={}", nic.rx_revokes, nic.rx_frames)?;
+        write!(f, " dropped={dropped} dropped_by_nic={}", nic.rx_dropped)?;
         write!(f, " first_ns={} last_ns={}", counted.first_ns, counted.last_ns)
     }
 }

@@ -40,6 +40,8 @@ pub struct Counters {
     pub rx_containers: u64,
     /// Frames that came in containers.
     pub rx_container_frames: u64,
+    /// Pages that were taken back from the other end before they were read.
+    pub rx_revokes: u64,
     /// Frames that arrived and were not handed to the stack: broken ones, and those of a peer that lied.
     pub rx_dropped: u64,
     /// Frames sent.
@@ -59,6 +61,7 @@ impl core::ops::Sub for Counters {
             rx_frames: self.rx_frames.saturating_sub(earlier.rx_frames),
             rx_containers: self.rx_containers.saturating_sub(earlier.rx_containers),
             rx_container_frames: self.rx_container_frames.saturating_sub(earlier.rx_container_frames),
+            rx_revokes: self.rx_revokes.saturating_sub(earlier.rx_revokes),
             rx_dropped: self.rx_dropped.saturating_sub(earlier.rx_dropped),
             tx_frames: self.tx_frames.saturating_sub(earlier.tx_frames),
             tx_containers: self.tx_containers.saturating_sub(earlier.tx_containers),

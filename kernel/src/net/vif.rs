@@ -27,6 +27,7 @@ impl<P: Platform> Nic for Vif<P> {
             rx_frames: rx.packets,
             rx_containers: rx.containers,
             rx_container_frames: rx.container_packets,
+            rx_revokes: rx.revokes,
             rx_dropped: rx.dropped.total(),
             tx_frames: tx.packets,
             tx_containers: tx.containers,

@@ -214,10 +214,10 @@ fn pages_of_a_trusted_backend_are_read_in_place_and_never_revoked() {
     exchange(&mut guest, &mut peer, &mut sequence);
     let before = guest.counters(0).rx;
     assert!(before.revokes > 0 && before.unrevoked == 0, "as ever until the backend answers");
-    assert_eq!(guest.vif(0).staged(), Staged { rx: None, tx: false });
+    assert_eq!(guest.vif(0).staged(), Staged::default());
     mapper.stage(&mut guest);
     assert_eq!(guest.events(0), [Event::Up, Event::Staged]);
-    assert_eq!(guest.vif(0).staged(), Staged { rx: Some(Reading::InPlace), tx: true });
+    assert_eq!(guest.vif(0).staged(), Staged { rx: Some(Reading::InPlace), tx: true, refused: None });
     for _ in 0..60 {
         exchange(&mut guest, &mut peer, &mut sequence);
     }
@@ -232,7 +232,7 @@ fn what_a_backend_sends_that_is_not_trusted_is_copied_before_it_is_looked_at() {
     for features in [CONTAINERS, STOCK] {
         let (mut guest, mut peer, mut mapper) = connected(insists(), Some("0"), features);
         mapper.stage(&mut guest);
-        assert_eq!(guest.vif(0).staged(), Staged { rx: Some(Reading::Copied), tx: true });
+        assert_eq!(guest.vif(0).staged(), Staged { rx: Some(Reading::Copied), tx: true, refused: None });
         let buffer = peer.take_buffer();
         let bytes = if features == CONTAINERS { pack(&frames(3), 0) } else { frame(100, 0) };
         assert_eq!(peer.fill(buffer, 0, &bytes), 0);
@@ -287,7 +287,8 @@ fn a_backend_that_knows_no_such_requests_is_served_as_ever() {
     let request = mapper.expect(kind::GET_GREF_MAPPING_SIZE);
     mapper.answer(request, status::NOT_SUPPORTED, 0);
     assert_eq!(guest.events(0), [Event::Up, Event::Staged]);
-    assert_eq!(guest.vif(0).staged(), Staged { rx: None, tx: false });
+    let refused = Some(status::NOT_SUPPORTED);
+    assert_eq!(guest.vif(0).staged(), Staged { refused, ..Staged::default() });
     assert!(mapper.take().is_none(), "nothing more is asked for");
     peer.give(&frame(60, 1), 0);
     assert!(guest.receive(0) == [frame(60, 1)]);
@@ -318,7 +319,8 @@ fn a_list_that_fails_is_not_staged_and_the_other_may_be() {
     let request = mapper.expect(kind::ADD_GREF_MAPPING);
     mapper.map(request);
     guest.pump();
-    assert_eq!(guest.vif(0).staged(), Staged { rx: None, tx: true });
+    let refused = Some(status::INVALID_PARAMETER);
+    assert_eq!(guest.vif(0).staged(), Staged { rx: None, tx: true, refused });
     let mut sequence = 1;
     exchange(&mut guest, &mut peer, &mut sequence);
     assert!(guest.counters(0).rx.revokes > 0, "received pages are revoked again");
@@ -350,7 +352,7 @@ fn a_backend_with_room_for_one_pool_gets_the_receive_pages() {
         }
         assert!(mapper.take().is_none());
         assert_eq!(guest.events(0), [Event::Up, Event::Staged]);
-        assert_eq!(guest.vif(0).staged(), Staged { rx: rx.then_some(Reading::Copied), tx: false });
+        assert_eq!(guest.vif(0).staged(), Staged { rx: rx.then_some(Reading::Copied), ..Staged::default() });
     }
 }
 
