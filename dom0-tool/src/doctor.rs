@@ -58,6 +58,7 @@ pub fn examine(socket: &Path) -> Vec<Check> {
     all.push(xdp());
     all.push(daemon(socket));
     all.push(sandbox(socket));
+    all.push(landlock());
     all
 }
 
@@ -216,6 +217,16 @@ fn sandbox(socket: &Path) -> Check {
             "take a kernel with CONFIG_SECCOMP_FILTER, or drayage run --no-sandbox",
         ),
     }
+}
+
+/// Looks whether the kernel keeps the daemon's writes to its folders.
+fn landlock() -> Check {
+    let name = "landlock";
+    if sandbox::can_keep_files() {
+        return check(name, Verdict::Ok, "a daemon's write to a file that is not its own was refused", "");
+    }
+    let mend = "take a kernel with CONFIG_SECURITY_LANDLOCK, and landlock among its lsm=";
+    check(name, Verdict::Note, "not enforced here: the daemon could write what root can", mend)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use drayage::port::packet::Packet;
 use drayage::port::spec::{PacketSpec, XdpMode, XdpSpec};
 use drayage::port::xdp::Xdp;
-use drayage::port::{Budget, Sent, Uplink};
+use drayage::port::{Budget, Sent, Uplink, mtu_of};
 use drayage_wire::checksum;
 use drayage_wire::container::{Checksum, Gso, GsoKind, Meta};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -137,6 +137,17 @@ fn packet_frames_arrive_as_they_were_sent() {
         let (mut near, mut far) = (open("near"), open("far"));
         pass(&mut near, &mut far);
         pass(&mut far, &mut near);
+    });
+}
+
+#[test]
+fn the_mtu_is_that_of_now() {
+    in_namespace("the_mtu_is_that_of_now", || {
+        assert_eq!(mtu_of("far").expect("a device"), 1500);
+        let _open = open("far");
+        ip("link set far mtu 9000");
+        assert_eq!(mtu_of("far").expect("a device"), 9000);
+        assert!(mtu_of("nowhere").is_err());
     });
 }
 

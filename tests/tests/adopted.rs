@@ -1,10 +1,12 @@
 //! Interfaces whose nodes others make: xl, with our script in a `vif` line, and dom0, for a driver domain's backend.
 //! The backend here serves both from domain 0, which makes no difference to it.
 
+use drayage::class::Classes;
 use drayage::control::attachment::Memory;
 use drayage::control::details::Containers;
 use drayage::control::error::FailureKind;
 use drayage::control::{AttachRequest, elsewhere};
+use drayage::policy::Policy;
 use drayage_tests::hand::DOM0;
 use drayage_tests::inhabitants::HANDLE;
 use drayage_tests::world::{ControlPath, Shape, World, name_of};
@@ -57,9 +59,17 @@ fn vif_line(world: &World, script: &str) {
 fn what_xl_makes_with_our_script_is_served_and_let_go_of() {
     let (mut world, guest) = world();
     let back = "/local/domain/0/backend/vif/5/0";
+    let slo = Policy::Slo { delay_us: 700 };
+    world.control.as_mut().expect("one").manager.set_defaults(slo, Classes::NONE);
     vif_line(&world, "/etc/xen/scripts/vif-drayage");
     world.negotiate();
     assert!(world.guests[guest].vif().is_up());
+    let list = world.control.as_mut().expect("one").manager.list();
+    assert_eq!(
+        (list[0].policy.as_str(), list[0].urgent.as_str()),
+        ("slo:delay=700", "none"),
+        "the configured default"
+    );
     assert!(read(&world, &format!("{back}/drayage")).is_some(), "the script sees that we serve it");
     let failure = world.control.as_mut().expect("one").manager.detach(&name_of(DomainId(5)), None, 0);
     assert!(failure.is_err_and(|f| f.kind == FailureKind::Taken && f.message.contains("xl network-detach")));

@@ -2,10 +2,10 @@
 //! own multicast control.
 
 use drayage::rules::Rules;
-use drayage::vif::Connection;
 use drayage::vif::multicast::{Groups, MAX_GROUPS};
+use drayage::vif::{Connection, Rings};
 use drayage::worker::{Settings, Worker};
-use drayage_tests::back::Back;
+use drayage_tests::back::{Back, Life, Shelf};
 use drayage_tests::cable::{End, cable};
 use drayage_tests::rawfront::{RawFront, mac};
 use drayage_tests::uplink::{Arriving, CableUplink};
@@ -31,7 +31,11 @@ impl Bench {
     fn new() -> Self {
         let hv = Hypervisor::new();
         let settings = Settings { holdoff_us: 0, ..Settings::default() };
-        let mut worker = Worker::new(Back::new(&hv), WorldClock::default(), settings);
+        let worker = Worker::new(Back::new(&hv), WorldClock::default(), settings);
+        Self::around(hv, worker)
+    }
+
+    fn around(hv: Hypervisor, mut worker: Worker<Back, WorldClock>) -> Self {
         let (end, far) = cable();
         worker
             .add_uplink(LAN, Box::new(CableUplink { end, arriving: Arriving::Filled, super_frames: false }))
@@ -209,6 +213,44 @@ fn a_frontend_that_asked_gets_its_groups_and_no_others() {
     assert_eq!(stock.frames().len(), 1);
     assert_eq!(bench.counters(&choosy).drops.total() + bench.counters(&stock).drops.total(), 0);
     bench.hv.assert_clean();
+}
+
+#[test]
+fn the_next_backend_knows_the_groups() {
+    let hv = Hypervisor::new();
+    let (life, shelf) = (Life::default(), Shelf::default());
+    let born = || {
+        let settings = Settings { holdoff_us: 0, ..Settings::default() };
+        let worker = Worker::new(Back::mortal(&hv, &life, &shelf), WorldClock::default(), settings);
+        Bench::around(hv.clone(), worker)
+    };
+    let mut bench = born();
+    let mut made = None;
+    let mut front = bench.guest(5, |connection| {
+        connection.groups = Groups::Subscribed;
+        made = Some(connection.clone());
+    });
+    assert_eq!(control(&mut bench, &mut front, &[ExtraKind::McastAdd(group(2))]), status::OKAY);
+    for _ in 0..2 {
+        // It ends with everything connected, as by a signal that nothing can catch.
+        drop(bench);
+        bench = born();
+        let mut connection = made.clone().expect("it was connected");
+        connection.rings = Rings::TakenOver;
+        front.id = bench.worker.connect(LAN, &connection).expect("it connects");
+        for n in [1, 2] {
+            bench.far.send(frame(group(n), FAR, n));
+        }
+        bench.passes();
+        assert_eq!(front.frames(), [frame(group(2), FAR, 2)]);
+    }
+    assert_eq!(control(&mut bench, &mut front, &[ExtraKind::McastDel(group(2))]), status::OKAY);
+    bench.far.send(frame(group(2), FAR, 3));
+    bench.passes();
+    assert_eq!(front.frames().len(), 0);
+    bench.worker.disconnect(front.id);
+    assert_eq!(shelf.count(), 0, "nothing is kept");
+    hv.assert_clean();
 }
 
 #[test]

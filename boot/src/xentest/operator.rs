@@ -40,6 +40,7 @@ fn doctor(bench: &mut Bench) -> Result<()> {
         "xenstore",
         "xen-netback",
         "daemon",
+        "landlock",
     ] {
         let good = all.iter().any(|check| check["name"] == name && check["verdict"] == "ok");
         ensure!(good, "{name} is not good: {checks}");

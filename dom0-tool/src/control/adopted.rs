@@ -16,7 +16,6 @@ use super::error::{Failure, FailureKind};
 use super::nodes::{self, Domain, Keeper, Nodes};
 use super::plane::DataPlane;
 use super::{AttachRequest, Manager};
-use crate::policy::Policy;
 use crate::port::spec::PortSpec;
 use crate::store::{Store, StoreError, Transaction, children, read_text};
 use crate::switch::Mac;
@@ -139,8 +138,8 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             vif: Some(key.1),
             mac: Some(mac),
             port: port.transpose().map_err(bad)?,
-            policy: Policy::default(),
-            urgent: Default::default(),
+            policy: self.defaults.0,
+            urgent: self.defaults.1,
             size_bytes: super::DEFAULT_SIZE_BYTES,
             containers: Containers::On,
             rules: Default::default(),

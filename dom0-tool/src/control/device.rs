@@ -115,11 +115,11 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             // The frontend begins anew, or was connected and is set up again without closing.
             (State::Initialising, Stage::Connected { .. } | Stage::Refused) => {
                 self.disconnect(key);
-                self.set_state(key, State::InitWait)
+                self.invite(key)
             }
             (State::Initialising, Stage::Waiting) => match device.nodes.backend_state(&self.store)? {
                 Some(State::InitWait) | None => Ok(()),
-                _ => self.set_state(key, State::InitWait),
+                _ => self.invite(key),
             },
             _ => Ok(()),
         }
@@ -127,6 +127,15 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
 
     fn set_state(&self, key: (DomainId, u32), state: State) -> Result<(), StoreError> {
         self.devices.get(&key).map_or(Ok(()), |d| d.nodes.set_state(&self.store, state))
+    }
+
+    /// Asks a frontend that begins anew to connect.
+    fn invite(&self, key: (DomainId, u32)) -> Result<(), StoreError> {
+        let Some(device) = self.devices.get(&key) else { return Ok(()) };
+        if device.nodes.keeper() == super::nodes::Keeper::Us {
+            device.nodes.tell_mtu(&self.store, self.segment_of(&device.attachment).1)?;
+        }
+        device.nodes.set_state(&self.store, State::InitWait)
     }
 
     fn connect(&mut self, key: (DomainId, u32)) -> Result<(), StoreError> {

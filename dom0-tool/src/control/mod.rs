@@ -135,6 +135,8 @@ pub struct Manager<S, D> {
     uplinks: Uplinks,
     /// What a configuration wants attached.
     wanted: Vec<Wanted>,
+    /// What holds for interfaces of xl's, whose `vif` lines cannot say it.
+    defaults: (Policy, Classes),
 }
 
 impl<S: Store, D: DataPlane> Manager<S, D> {
@@ -154,7 +156,13 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             remembered: Vec::new(),
             uplinks: Uplinks::new(LOCAL),
             wanted: Vec::new(),
+            defaults: Default::default(),
         })
+    }
+
+    /// Sets what holds for interfaces of xl's that are found from now on.
+    pub fn set_defaults(&mut self, policy: Policy, urgent: Classes) {
+        self.defaults = (policy, urgent);
     }
 
     /// Returns the data path.
@@ -302,7 +310,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     /// Returns the segment of an attachment whose uplink is open, and its MTU.
     fn segment_of(&self, attachment: &Attachment) -> (Segment, u16) {
         match &attachment.port {
-            Some(spec) => self.uplinks.get(spec).map_or((LOCAL, 1500), |open| (open.segment, open.mtu)),
+            Some(spec) => self.uplinks.get(spec).map_or((LOCAL, 1500), |open| (open.segment, open.mtu())),
             None => (LOCAL, 1500),
         }
     }

@@ -236,6 +236,14 @@ impl Nodes {
         transact(store, |t| self.write_both(store, t, &front, &back))
     }
 
+    /// Tells a frontend that is about to connect which MTU its network has now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn tell_mtu(&self, store: &impl Store, mtu: u16) -> Result<(), StoreError> {
+        store.write(Transaction::NONE, &format!("{}/{}", self.frontend, keys::MTU), &mtu.to_string())
+    }
+
     /// Returns what is written into the frontend's and into our directory in any case.
     fn common(&self, vif: u32, mac: Mac, mtu: u16, mapping: Mapping) -> (Pairs, Pairs) {
         let front = vec![

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use super::error::{Failure, FailureKind};
 use super::plane::DataPlane;
-use crate::port::Uplink;
 use crate::port::discard::Discard;
 use crate::port::packet::Packet;
 use crate::port::spec::PortSpec;
 use crate::port::tap::{self, Opened, Origin, Sending, Tap};
 use crate::port::vhost;
 use crate::port::xdp::Xdp;
+use crate::port::{Uplink, mtu_of};
 use crate::switch::{PortId, Segment};
 
 /// An uplink in use.
@@ -20,9 +20,17 @@ pub(super) struct Open {
     pub(super) spec: PortSpec,
     pub(super) segment: Segment,
     pub(super) port: PortId,
-    pub(super) mtu: u16,
+    /// When it was opened.
+    mtu: u16,
     /// `Made` also when an earlier daemon of ours made its device.
     origin: Origin,
+}
+
+impl Open {
+    /// Returns the MTU that the device has now, for whoever is about to be told.
+    pub(super) fn mtu(&self) -> u16 {
+        mtu_of(self.spec.device()).unwrap_or(self.mtu)
+    }
 }
 
 /// The uplinks in use, by the name of their devices.

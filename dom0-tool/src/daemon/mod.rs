@@ -125,6 +125,7 @@ fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), F
     let clock = Monotonic;
     let mut daemon =
         Daemon { manager, clock, detaching: Vec::new(), leaving: false, stopping: false, config };
+    daemon.apply_defaults();
     daemon.manager.recall(Monotonic.now_ns())?;
     daemon.manager.configure(guests, Monotonic.now_ns())?;
     kept.sweep(|domain| daemon.manager.serves(domain));
@@ -316,6 +317,11 @@ impl Daemon {
         let _ = reply.send(answer);
     }
 
+    fn apply_defaults(&mut self) {
+        let Defaults { policy, urgent } = self.config.attach;
+        self.manager.set_defaults(policy, urgent);
+    }
+
     /// Reads the configuration again. What is wrong with it changes nothing.
     fn reload(&mut self, now_ns: u64) -> Result<(), Failure> {
         let Some(path) = self.config.path.clone() else {
@@ -335,8 +341,9 @@ impl Daemon {
         if fixed(&config) != fixed(&self.config) {
             tracing::warn!("{}: memory, realtime and [worker] count from the next start on", path.display());
         }
-        self.manager.configure(guests, now_ns)?;
         self.config = config;
+        self.apply_defaults();
+        self.manager.configure(guests, now_ns)?;
         tracing::info!("read {} again", path.display());
         Ok(())
     }

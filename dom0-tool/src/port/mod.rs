@@ -62,6 +62,14 @@ impl Default for Budget {
     }
 }
 
+/// Returns the MTU that a device has now.
+///
+/// # Errors
+/// When there is no such device.
+pub fn mtu_of(device: &str) -> std::io::Result<u16> {
+    device::mtu(&device::control_socket()?, device)
+}
+
 /// What came of sending a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {

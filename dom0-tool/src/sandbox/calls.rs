@@ -67,8 +67,6 @@ const ANY: &[i64] = &[
     libc::SYS_sched_get_priority_max,
     libc::SYS_sched_get_priority_min,
     libc::SYS_getcpu,
-    // Names of threads, how exact timers are; without capabilities none of its options gives anything.
-    libc::SYS_prctl,
     libc::SYS_membarrier,
     // Signals: those that end or reload the daemon, and its own abort.
     libc::SYS_rt_sigaction,
@@ -146,6 +144,13 @@ const ANY: &[i64] = &[
 const FAMILIES: [i32; 6] =
     [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_XDP];
 
+/// `PR_GET_AUXV` (`linux/prctl.h`).
+const PR_GET_AUXV: i32 = 0x4155_5856;
+
+/// What is asked of `prctl`: names of threads, how exact their timers are, and where the kernel's own functions are.
+const PRCTLS: [i32; 5] =
+    [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_TIMERSLACK, libc::PR_GET_TIMERSLACK, PR_GET_AUXV];
+
 /// Namespaces that a new thread could be in.
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
@@ -177,6 +182,9 @@ fn allowed(otherwise: SeccompAction) -> Result<BpfProgram, Error> {
     let families: Result<Vec<_>, _> =
         FAMILIES.into_iter().map(|family| rule(0, SeccompCmpOp::Eq, family as u64)).collect();
     rules.insert(libc::SYS_socket, families?);
+    let prctls: Result<Vec<_>, _> =
+        PRCTLS.into_iter().map(|option| rule(0, SeccompCmpOp::Eq, option as u64)).collect();
+    rules.insert(libc::SYS_prctl, prctls?);
     rules.insert(libc::SYS_socketpair, vec![rule(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?]);
     Ok(SeccompFilter::new(rules, otherwise, SeccompAction::Allow, TargetArch::x86_64)?.try_into()?)
 }

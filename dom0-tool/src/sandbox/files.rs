@@ -7,15 +7,15 @@ use std::path::PathBuf;
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError,
+    RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
 
 /// The newest version whose rules are known here. An older kernel enforces what it knows, and one without Landlock
 /// nothing.
 const VERSION: ABI = ABI::V3;
 
-/// Restricts this thread and those that it will start.
-pub(super) fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
+/// Restricts this thread and those that it will start. Returns whether the kernel enforces anything.
+pub(super) fn restrict(folders: &[PathBuf]) -> Result<bool, RulesetError> {
     let all = AccessFs::from_all(VERSION);
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write: BitFlags<AccessFs> = AccessFs::WriteFile.into();
@@ -39,6 +39,15 @@ pub(super) fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
         let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
         add(folder, read | write | make | remove | AccessFs::Truncate)?;
     }
-    rules.restrict_self()?;
-    Ok(())
+    Ok(rules.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
+}
+
+/// Returns whether this kernel keeps a daemon from writing elsewhere: one is played by a thread that tries.
+pub(super) fn is_enforced() -> bool {
+    let attempt = || {
+        // Whoever may open its own name for writing may write anywhere; nothing is written to it.
+        let elsewhere = || std::fs::OpenOptions::new().write(true).open("/proc/thread-self/comm");
+        elsewhere().is_ok() && restrict(&[]).is_ok_and(|enforced| enforced) && elsewhere().is_err()
+    };
+    std::thread::spawn(attempt).join().unwrap_or(false)
 }

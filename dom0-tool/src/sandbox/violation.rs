@@ -1,4 +1,4 @@
-//! Names a refused system call in the log, and lets it fail with `EPERM`.
+//! Names a refused system call in the log, with its first argument, and lets it fail with `EPERM`.
 //!
 //! The filter raises SIGSYS in the thread that made the call; what is done about it happens in the signal's handler,
 //! and so allocates nothing and takes no lock. Where the C library has all signals blocked, as while it starts another
@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What is printed before the number of a call.
+/// What is printed before the number of a call and its first argument.
 pub const MARK: &str = "drayage: the sandbox refused system call ";
 
 /// Calls that were named.
@@ -33,15 +33,18 @@ extern "C" fn on_refused(_signal: i32, _info: *mut libc::siginfo_t, context: *mu
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     // The kernel puts the call's number back where the thread had it (`syscall_rollback`), and takes the result of
     // the call from there.
+    let first = registers[libc::REG_RDI as usize] as u64;
     let result = &mut registers[libc::REG_RAX as usize];
     let number = *result as u64;
     *result = -i64::from(libc::EPERM);
     let bit = 1 << (number % 64);
     let named = NAMED[(number / 64 % 8) as usize].fetch_or(bit, Ordering::Relaxed) & bit != 0;
     if !named {
-        let mut line = Line { bytes: [0; 160], used: 0 };
+        let mut line = Line { bytes: [0; 180], used: 0 };
         line.push(MARK.as_bytes());
         line.number(number);
+        line.push(b" of ");
+        line.number(first);
         line.push(b": please report this; until it is mended, --no-sandbox runs without\n");
         // SAFETY: the buffer is live and so long. A log that cannot be written to changes nothing.
         let _ = unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.used) };
@@ -50,7 +53,7 @@ extern "C" fn on_refused(_signal: i32, _info: *mut libc::siginfo_t, context: *mu
 
 /// A line in the making.
 struct Line {
-    bytes: [u8; 160],
+    bytes: [u8; 180],
     used: usize,
 }
 
@@ -76,13 +79,13 @@ mod tests {
 
     #[test]
     fn a_line_is_written_without_allocating() {
-        let mut line = Line { bytes: [0; 160], used: 0 };
+        let mut line = Line { bytes: [0; 180], used: 0 };
         line.push(b"call ");
         line.number(0);
         line.push(b" ");
         line.number(u64::MAX);
         assert_eq!(&line.bytes[..line.used], b"call 0 18446744073709551615");
-        line.push(&[b'x'; 200]);
-        assert_eq!(line.used, 160);
+        line.push(&[b'x'; 220]);
+        assert_eq!(line.used, 180);
     }
 }

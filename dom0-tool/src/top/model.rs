@@ -150,7 +150,9 @@ impl Model {
                     port: now.port.clone(),
                     received: rate(per_s(n.received, b.received), per_s(n.received_bytes, b.received_bytes)),
                     sent: rate(per_s(n.sent, b.sent), per_s(n.sent_bytes, b.sent_bytes)),
-                    drops: per_s(n.send_drops, b.send_drops) + per_s(n.no_destination, b.no_destination),
+                    drops: per_s(n.receive_drops, b.receive_drops)
+                        + per_s(n.send_drops, b.send_drops)
+                        + per_s(n.no_destination, b.no_destination),
                 }
             })
             .collect();

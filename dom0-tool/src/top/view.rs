@@ -211,6 +211,7 @@ mod tests {
         let uplink = drayage::UplinkCounters {
             received: packets[0],
             received_bytes: packets[0],
+            receive_drops: packets[0] / 100,
             ..Default::default()
         };
         Stats {
@@ -246,7 +247,7 @@ db                     12   0   100k     800M  10.0k        0   25.0      -   1.
 web                     3   0   1.0k     8.0M    100        0   25.0      -   1.2k      10
 
 uplinks
-tap:dry0: in 1.0k/s 8.0k bit/s, out 0/s 0 bit/s, drops 0/s
+tap:dry0: in 1.0k/s 8.0k bit/s, out 0/s 0 bit/s, drops 10/s
 db vif 0: connected
 flushes: full 8040
 drops: queue full 2010";

@@ -123,11 +123,11 @@ pub struct Vif<P> {
     /// Its control ring, and its pages that are mapped.
     pub staging: Option<Box<staging::Staging<P>>>,
     /// The groups that it hears.
-    pub subscriptions: Subscriptions,
+    pub subscriptions: Subscriptions<P>,
     /// Event channels.
     pub events: LocalEvents,
     /// The names under which its rings' ledgers are kept.
-    pub ledgers: [String; 3],
+    pub ledgers: [String; 4],
     /// What it did.
     pub counters: Counters,
     /// Whether its TX ring is to be read in the next pass.

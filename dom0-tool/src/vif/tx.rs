@@ -368,7 +368,7 @@ impl<P: SharedWords> Tx<P> {
         scratch: &[u8],
         ops: &[CopyOp],
         manifest: &mut Manifest,
-        subscriptions: &mut Subscriptions,
+        subscriptions: &mut Subscriptions<P>,
         counters: &mut Counters,
         mut each: impl FnMut(&[u8], Meta, &mut Counters),
     ) {

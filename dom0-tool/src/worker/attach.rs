@@ -60,8 +60,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let (rx_ring, next) = ring::<netif::Rx, X>(&mut self.xen, rx_page, &ledgers[1], connection.rings);
         // An earlier backend may have published answers and not said so any more.
         let taken_over = connection.rings == Rings::TakenOver;
-        // Which groups it asked for went with that backend: it hears all of them from now on.
-        let groups = if taken_over { Groups::All } else { connection.groups };
+        // The list of groups is kept where there is one.
+        let kept = match connection.groups {
+            Groups::All => None,
+            Groups::Subscribed => self.xen.keep(&ledgers[3]),
+        };
         let sequence = next.unwrap_or(0);
         let vif = Vif {
             domain,
@@ -69,7 +72,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             rx: Rx::new(rx_ring, sequence, connection, REGION_BYTES),
             ledgers,
             staging,
-            subscriptions: Subscriptions::new(groups),
+            subscriptions: Subscriptions::new(connection.groups, kept, connection.rings),
             events,
             counters: Counters::default(),
             // Whatever the frontend did before we were bound made no event that we saw.
@@ -123,7 +126,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let domain = connection.domain;
         let page = self.xen.map(domain, control.ring, Access::ReadWrite)?;
         let event = self.xen.bind(domain, control.event)?;
-        let [.., ledger] = ledger_names(connection);
+        let [_, _, ledger, _] = ledger_names(connection);
         let ledger = self.xen.keep(&ledger);
         Ok(Some(Box::new(Staging::new(page, domain, event, ledger, connection.rings))))
     }
@@ -164,10 +167,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     }
 }
 
-/// Returns the names of the three rings' ledgers.
-fn ledger_names(connection: &Connection) -> [String; 3] {
+/// Returns the names of the three rings' ledgers, and of that of the multicast groups.
+fn ledger_names(connection: &Connection) -> [String; 4] {
     let Connection { domain, tx_ring, rx_ring, .. } = connection;
-    ["tx", "rx", "control"].map(|ring| format!("{domain}-{}-{}-{ring}", tx_ring.0, rx_ring.0))
+    ["tx", "rx", "control", "groups"].map(|ring| format!("{domain}-{}-{}-{ring}", tx_ring.0, rx_ring.0))
 }
 
 /// Takes a ring, with a ledger where there can be one. Returns it with what an earlier backend noted last.
