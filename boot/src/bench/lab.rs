@@ -24,6 +24,9 @@ const TARGETED: [usize; 3] = [60, 252, 1514];
 /// The sizes where less must do.
 pub const ENDS: [usize; 2] = [60, 1514];
 
+/// The same in wall time, where each point is measured several times.
+const WALL_PACKETS: u64 = 5_000;
+
 /// Wall-time measurements of one point.
 pub const REPEATS: usize = 5;
 
@@ -143,19 +146,24 @@ impl Lab<'_> {
     }
 
     /// Measures several competitors in turn, so that what disturbs one disturbs all, and adds a row with the median
-    /// for each. Every one is measured at its own highest rate, which is looked for first.
-    pub fn compete(&mut self, competitors: &mut [Competitor<'_>]) -> Result<()> {
-        let mut rates = Vec::new();
-        for competitor in competitors.iter_mut() {
+    /// for each. Every one is measured at its own highest rate, which is looked for first, near that of `rates`, and left
+    /// there.
+    pub fn compete(
+        &mut self,
+        competitors: &mut [Competitor<'_>],
+        rates: &mut Vec<Option<u64>>,
+    ) -> Result<()> {
+        rates.resize(competitors.len(), None);
+        for (competitor, rate) in competitors.iter_mut().zip(rates.iter_mut()) {
             let dom0 = &mut *self.dom0;
-            let found = highest_rate(|rate| (competitor.measure)(dom0, FEWER_PACKETS, rate), |_| ())?;
-            rates.push(found.rate);
+            let found = fastest(*rate, |rate| (competitor.measure)(dom0, WALL_PACKETS, rate), |_| ())?;
+            *rate = found.rate;
         }
         let mut samples = vec![Vec::new(); competitors.len()];
         let mut sums = vec![Measurement::default(); competitors.len()];
         for _ in 0..REPEATS {
             for (at, competitor) in competitors.iter_mut().enumerate() {
-                let measurement = (competitor.measure)(self.dom0, FEWER_PACKETS, rates[at])?;
+                let measurement = (competitor.measure)(self.dom0, WALL_PACKETS, rates[at])?;
                 samples[at].push(measurement.pps());
                 let sum = &mut sums[at];
                 sum.sent += measurement.sent;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::bench::delay::{LOADS, Trip, VARIED, round_trips};
 use crate::bench::flow::{Pair, Router, Transmitter};
-use crate::bench::lab::{Competitor, ENDS, Lab, REPEATS};
+use crate::bench::lab::{Competitor, ENDS, Effort, Lab, REPEATS};
 use crate::bench::row::{Label, Peer, Row, median, noise};
 use crate::bench::rx::Receiver;
 use crate::demo::guests::Site;
@@ -22,15 +22,24 @@ const MODE: Mode = Mode::Pvh;
 /// Pings of one round.
 const PINGS: u64 = 300;
 
-/// Measures entrants in turn with frames of both ends' sizes.
+/// What is measured in turn: the suite, the case, and the sizes of frames.
+#[derive(Clone, Copy)]
+struct Round<'a> {
+    suite: &'static str,
+    case: &'a str,
+    frames: &'a [usize],
+}
+
+/// Measures entrants in turn.
 fn in_turn<T>(
     lab: &mut Lab<'_>,
-    suite: &'static str,
-    case: &str,
+    round: Round<'_>,
     entrants: &[(Peer, T)],
+    rates: &mut Vec<Option<u64>>,
     measure: impl Fn(&T, &mut Dom0, Stream) -> Result<Measurement>,
 ) -> Result<()> {
-    for frame_bytes in ENDS {
+    let Round { suite, case, frames } = round;
+    for &frame_bytes in frames {
         let measure = &measure;
         let mut competitors: Vec<Competitor<'_>> = entrants
             .iter()
@@ -48,7 +57,7 @@ fn in_turn<T>(
                 }),
             })
             .collect();
-        lab.compete(&mut competitors)?;
+        lab.compete(&mut competitors, rates)?;
     }
     Ok(())
 }
@@ -76,7 +85,8 @@ fn receive(receiver: &Receiver, dom0: &mut Dom0, stream: Stream) -> Result<Measu
 /// Runs suite `rx`.
 pub fn rx(lab: &mut Lab<'_>) -> Result<()> {
     let all = receivers(lab, Source::Direct)?;
-    in_turn(lab, "rx", "direct", &all, receive)?;
+    let round = Round { suite: "rx", case: "direct", frames: &ENDS };
+    in_turn(lab, round, &all, &mut Vec::new(), receive)?;
     end(lab, all)
 }
 
@@ -87,7 +97,8 @@ pub fn tx(lab: &mut Lab<'_>) -> Result<()> {
         let site = Site(number as u8);
         all.push((peer, (Transmitter::create(lab.dom0, peer, MODE, site, "port")?, site)));
     }
-    in_turn(lab, "tx", "port", &all, |(transmitter, site), dom0, stream| {
+    let round = Round { suite: "tx", case: "port", frames: &ENDS };
+    in_turn(lab, round, &all, &mut Vec::new(), |(transmitter, site), dom0, stream| {
         transmitter.measure(dom0, *site, stream)
     })?;
     all.into_iter().try_for_each(|(_, (transmitter, _))| transmitter.fabric.end(lab.dom0))
@@ -100,7 +111,8 @@ pub fn intervm(lab: &mut Lab<'_>) -> Result<()> {
         let site = Site(number as u8);
         all.push((peer, (Pair::create(lab.dom0, peer, MODE, site)?, site)));
     }
-    in_turn(lab, "intervm", "guest to guest", &all, |(pair, site), dom0, stream| {
+    let round = Round { suite: "intervm", case: "guest to guest", frames: &ENDS };
+    in_turn(lab, round, &all, &mut Vec::new(), |(pair, site), dom0, stream| {
         pair.measure(dom0, *site, stream)
     })?;
     all.into_iter().try_for_each(|(_, (pair, _))| pair.fabric.end(lab.dom0))
@@ -113,7 +125,8 @@ pub fn forward(lab: &mut Lab<'_>) -> Result<()> {
         let inner = Site(2 * number as u8);
         all.push((peer, Router::create(lab.dom0, peer, MODE, inner, "direct")?));
     }
-    in_turn(lab, "forward", "direct", &all, |router, dom0, stream| router.measure(dom0, stream))?;
+    let round = Round { suite: "forward", case: "direct", frames: &ENDS };
+    in_turn(lab, round, &all, &mut Vec::new(), |router, dom0, stream| router.measure(dom0, stream))?;
     all.into_iter().try_for_each(|(_, router)| router.fabric.end(lab.dom0))
 }
 
@@ -191,12 +204,16 @@ const PLACEMENTS: [Placement; 4] = [
 /// Runs suite `cores`.
 pub fn cores(lab: &mut Lab<'_>) -> Result<()> {
     let all = receivers(lab, Source::Direct)?;
+    // What differs between placements shows with small frames.
+    let frames = if lab.effort == Effort::Thorough { &ENDS[..] } else { &ENDS[..1] };
+    let mut rates = Vec::new();
     for placement in &PLACEMENTS {
         for (_, receiver) in &all {
             lab.dom0.shell(&format!("xl vcpu-pin {} 0 {}", receiver.name(), placement.guest))?;
         }
         place_backends(lab.dom0, &placement.second)?;
-        in_turn(lab, "cores", placement.name, &all, receive)?;
+        let round = Round { suite: "cores", case: placement.name, frames };
+        in_turn(lab, round, &all, &mut rates, receive)?;
     }
     end(lab, all)
 }
