@@ -158,7 +158,7 @@ pub fn tables(rows: &[Row], generators: &[Generator]) -> String {
     for group in groups(rows) {
         let mut table = Table::new();
         table.load_preset(UTF8_HORIZONTAL_ONLY);
-        let mut header = vec!["guest".to_owned(), group.across.clone()];
+        let mut header = vec!["guest".to_owned(), format!("{} →", group.across)];
         header.extend(group.columns.iter().map(|at| group.heading(*at)));
         table.set_header(header);
         for line in &group.lines {
