@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn every_check_that_is_bad_says_what_to_do() {
         let checks = examine(Path::new("/nowhere/drayage.sock"));
-        assert_eq!(checks.len(), 10);
+        assert_eq!(checks.len(), 11);
         for check in &checks {
             assert!(check.verdict == Verdict::Ok || !check.mend.is_empty(), "{check:?}");
         }
