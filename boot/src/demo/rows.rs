@@ -57,7 +57,7 @@ impl Plan {
             modes: Mode::ALL.to_vec(),
             sources: vec![Source::Direct, Source::Linux],
             rows: vec![Row::A, Row::B, Row::C, Row::D],
-            packets: 14_000,
+            packets: 12_000,
         }
     }
 
