@@ -6,7 +6,8 @@
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::{
-    DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, MIN_SIZE_BYTES, Meta, Writer,
+    DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, MIN_SIZE_BYTES, Meta, Packet, Writer,
+    readdress,
 };
 use drayage_wire::netif::RING_SLOTS;
 
@@ -203,6 +204,12 @@ impl Aggregator {
         }
     }
 
+    /// Returns how many bytes of containers, however they are filled, there is room for at least.
+    pub fn room_bytes(&self) -> usize {
+        let used = self.waiting + usize::from(self.writer.is_some());
+        self.buffers.saturating_sub(used) * self.size
+    }
+
     /// Returns the containers that wait, oldest first.
     pub fn waiting(&self) -> impl Iterator<Item = Closed> + '_ {
         (0..self.waiting).map(|i| self.closed[(self.first + i) % self.buffers])
@@ -247,6 +254,43 @@ impl Aggregator {
         Ok(())
     }
 
+    /// Appends a container of another writer's whole: its packets, which a manifest found in it, are taken, and what
+    /// lies between them is not. What is open is closed before it, so that packets stay in order.
+    ///
+    /// # Errors
+    /// [`Refusal`]; then nothing has changed.
+    pub fn push_whole(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        container: &[u8],
+        packets: &[Packet],
+    ) -> Result<(), Refusal> {
+        if container.len() > self.size || packets.is_empty() {
+            return Err(Refusal::TooLarge);
+        }
+        let open_slots =
+            self.open_bytes().div_ceil(PAGE_SIZE) as u32 + if self.writer.is_some() { self.skip } else { 0 };
+        let slot = (self.slot + open_slots) % RING_SLOTS;
+        let crosses = slot as usize + container.len().div_ceil(PAGE_SIZE) > RING_SLOTS as usize;
+        if self.waiting + usize::from(self.writer.is_some()) >= self.buffers
+            || (self.wrap == Wrap::Forbidden && crosses)
+        {
+            return Err(Refusal::NoRoom);
+        }
+        self.close(region, now_ns, Reason::Full);
+        let buffer = buffer(region, self.current, self.stride);
+        let copy = &mut buffer[..container.len()];
+        copy.copy_from_slice(container);
+        let bytes = readdress(copy, packets, self.sequence, 0);
+        self.skip = 0;
+        self.stamps[self.current].clear();
+        self.stamps[self.current].add_many(0, packets.len() as u32);
+        self.opened_ns = now_ns;
+        self.append(now_ns, bytes, packets.len(), Reason::Full);
+        Ok(())
+    }
+
     /// Opens a container into which a packet of `len` bytes fits.
     fn open(&mut self, now_ns: u64, len: usize) -> Result<(), Refusal> {
         if !Writer::could_ever_fit(self.size, len) {
@@ -285,6 +329,12 @@ impl Aggregator {
         let packets = writer.count();
         let hold_ns = now_ns.saturating_sub(self.opened_ns).try_into().unwrap_or(u32::MAX);
         let bytes = writer.finish(buffer, self.sequence, hold_ns);
+        self.append(now_ns, bytes, packets, reason);
+        self.learn(bytes, packets);
+    }
+
+    /// Lets the container in the current buffer wait, and goes on to the next buffer.
+    fn append(&mut self, now_ns: u64, bytes: usize, packets: usize, reason: Reason) {
         self.sequence = self.sequence.wrapping_add(1);
         let start = (self.current * self.stride) as u32;
         self.waiting_bytes += bytes;
@@ -306,7 +356,6 @@ impl Aggregator {
         self.closed[(self.first + self.waiting) % self.buffers] = closed;
         self.waiting += 1;
         self.current = (self.current + 1) % self.buffers;
-        self.learn(bytes, packets);
     }
 
     /// Shapes the next table after the container that was just closed.
@@ -369,6 +418,45 @@ mod tests {
             open.release(1);
             assert!(push(&mut open, &mut region, 1000, 0).is_ok(), "and they are used again");
         }
+    }
+
+    #[test]
+    fn a_container_is_taken_whole_behind_what_is_open() {
+        let mut theirs = vec![0xee; MAX_RX_BYTES];
+        let mut writer = Writer::new(16_384, 100);
+        for n in 0..100u8 {
+            writer.push_with(&mut theirs, 61, Meta::default(), |b| b.fill(n)).unwrap();
+        }
+        let total = writer.finish(&mut theirs, 4711, 5);
+        let mut manifest = Manifest::new();
+        manifest.read(&theirs[..total]).unwrap();
+        let mut region = vec![0; REGION_BYTES];
+        let mut open = Aggregator::new(16_384, Wrap::Allowed, 0).numbered_from(40);
+        push(&mut open, &mut region, 60, 0xaa).unwrap();
+        assert_eq!(open.push_whole(&mut region, 9, &theirs[..total], manifest.packets()), Ok(()));
+        push(&mut open, &mut region, 60, 0xbb).unwrap();
+        open.close(&mut region, 9, Reason::Idle);
+        let waiting: Vec<Closed> = open.waiting().collect();
+        assert_eq!(waiting.iter().map(|closed| closed.packets).collect::<Vec<_>>(), [1, 100, 1]);
+        for (closed, (sequence, first)) in waiting.iter().zip([(40, 0xaa), (41, 0), (42, 0xbb)]) {
+            let bytes = &region[closed.start as usize..][..closed.bytes as usize];
+            let header = manifest.read(bytes).expect("a good container");
+            assert_eq!(header.sequence, sequence);
+            assert_eq!(bytes[manifest.packets()[0].range()][0], first);
+        }
+        manifest.read(&theirs[..total]).unwrap();
+        while open.push_whole(&mut region, 9, &theirs[..total], manifest.packets()).is_ok() {}
+        assert_eq!((open.has_room_for(60), open.room_bytes()), (false, 0));
+        assert_eq!(
+            open.push_whole(&mut region, 9, &theirs[..16_385], manifest.packets()),
+            Err(Refusal::TooLarge)
+        );
+        // At the ring's end, where it may not be crossed.
+        let mut open = Aggregator::new(16_384, Wrap::Forbidden, 255);
+        assert_eq!(
+            open.push_whole(&mut region, 9, &theirs[..total], manifest.packets()),
+            Err(Refusal::NoRoom)
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! It knows how to hand a frame to each kind of port. It knows no hypervisor: what guests are to get lies in
 //! their regions of one memory until the worker asks for the copies.
 
-use drayage_wire::container::Meta;
+use drayage_wire::container::{Meta, Packet};
 use drayage_wire::ring::SharedWords;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,8 @@ use crate::switch::{Decision, Mac, PortId, Segment, Switch};
 use crate::trunk::queue::{Label, Share};
 use crate::trunk::{MAX_TRUNKS, Trunk};
 use crate::vif::holds::HoldTimes;
-use crate::vif::{Counters, Vif};
+use crate::vif::tx::Taken;
+use crate::vif::{Aim, Counters, Vif};
 
 /// Guests that can be served at a time.
 pub const MAX_GUESTS: usize = 256;
@@ -70,6 +71,8 @@ pub(crate) struct Fabric<P> {
     pub(crate) regions: Pages,
     free_regions: Vec<usize>,
     pub(crate) trace: Trace,
+    /// Where the frames of the port went that is being served.
+    pub(crate) aim: Aim,
 }
 
 /// What became of the last frame, for a capture.
@@ -127,6 +130,7 @@ impl<P: SharedWords> Fabric<P> {
             regions: Pages::new(MAX_GUESTS * REGION_BYTES),
             free_regions: (0..MAX_GUESTS).rev().collect(),
             trace: Trace::default(),
+            aim: Aim::Nothing,
         }
     }
 
@@ -178,10 +182,55 @@ impl<P: SharedWords> Fabric<P> {
         }
         match self.switch.decide(from.port, from.segment, now_ns, frame) {
             Some(Decision::To(to)) if !self.may_reach(from, to) => Forwarded::Isolated,
-            Some(Decision::To(to)) => self.deliver(to, from, Share::All, now_ns, frame, meta),
-            Some(Decision::Flood) => self.flood(from, now_ns, frame, meta),
+            Some(Decision::To(to)) => {
+                self.aim.note(to);
+                self.deliver(to, from, Share::All, now_ns, frame, meta)
+            }
+            Some(Decision::Flood) => {
+                self.aim = Aim::Many;
+                self.flood(from, now_ns, frame, meta)
+            }
             Some(Decision::Nowhere) | None => Forwarded::Nobody,
         }
+    }
+
+    /// Hands a guest's container to another guest as it is, if all its packets go there: then what is decided for one
+    /// is decided for all, as nothing but addresses decides.
+    pub(crate) fn forward_whole(
+        &mut self,
+        from: &Origin,
+        now_ns: u64,
+        container: &[u8],
+        packets: &[Packet],
+    ) -> Taken {
+        let Some((first, others)) = packets.split_first() else { return Taken::No };
+        let frame = &container[first.range()];
+        if others.is_empty() || !from.guard.admits(frame) {
+            return Taken::No;
+        }
+        let decision = self.switch.decide(from.port, from.segment, now_ns, frame);
+        let Some(Decision::To(to)) = decision else { return Taken::No };
+        if !self.may_reach(from, to) {
+            return Taken::No;
+        }
+        let Some(Port { kind: Kind::Guest { vif, region }, .. }) =
+            self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut)
+        else {
+            return Taken::No;
+        };
+        let addresses = frame.first_chunk::<12>();
+        if vif.fault.is_some()
+            || others.iter().any(|other| container[other.range()].first_chunk::<12>() != addresses)
+        {
+            return Taken::No;
+        }
+        let start = region_start(*region);
+        let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
+        let taken = vif.rx.accept_container(memory, now_ns, container, packets, &mut vif.counters);
+        if taken == Taken::Yes {
+            self.aim.note(to);
+        }
+        taken
     }
 
     fn may_reach(&self, from: &Origin, to: PortId) -> bool {

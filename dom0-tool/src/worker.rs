@@ -7,6 +7,7 @@
 
 mod attach;
 mod load;
+mod senders;
 mod stream;
 pub mod trunks;
 mod watch;
@@ -135,6 +136,8 @@ pub struct Worker<X: Xen, C> {
     /// Whether a control ring is to be looked at in the next pass.
     control_ready: bool,
     put_off_until_ns: u64,
+    /// The port whose TX ring is read first.
+    first_sender: usize,
     load: Load,
     capture: Option<Box<Capture>>,
     stream: Option<Running>,
@@ -160,6 +163,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             pending: vec![EventPort(0); EVENTS],
             control_ready: false,
             put_off_until_ns: 0,
+            first_sender: 0,
             load: Load::default(),
             capture: None,
             stream: None,
@@ -278,6 +282,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         }
         let mut stream = self.generate(now_ns);
         let handed = self.hand_over(now_ns);
+        let mut held = Wish::Event;
+        if looked {
+            held = self.held(now_ns);
+            again |= held == Wish::Now;
+        }
         if stream == Wish::Event && self.stream_has_room() {
             stream = Wish::Now;
         }
@@ -298,7 +307,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 self.counters.put_off += 1;
             }
         }
-        let mut when = earlier(stream, handed);
+        let mut when = earlier(earlier(stream, handed), held);
         if again || polls || events == EVENTS {
             when = Wish::Now;
         }
@@ -360,114 +369,6 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             }
         }
         left
-    }
-
-    /// Reads TX rings and forwards what is in them.
-    fn take_from_guests(&mut self, now_ns: u64) -> (usize, Left) {
-        self.scratch.clear();
-        self.tx_copies.clear();
-        let mut left = Left::Nothing;
-        let mut any = false;
-        for at in 0..self.fabric.ports.len() {
-            let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at] else {
-                continue;
-            };
-            if !vif.tx_ready || vif.fault.is_some() {
-                continue;
-            }
-            any = true;
-            let staged = vif.staging.as_ref().map(|staging| &staging.table);
-            match vif.tx.gather(&mut self.scratch, staged, &mut self.tx_copies) {
-                Ok(Left::Nothing) => {
-                    vif.tx_ready = false;
-                    vif.tx_drained = true;
-                }
-                Ok(Left::Some) => left = Left::Some,
-                Err(error) => fail(&mut self.faults, vif, at, error.into()),
-            }
-        }
-        if !any {
-            return (0, left);
-        }
-        if self.tx_copies.granted() > 0 {
-            self.counters.copy_batches += 1;
-            self.counters.copies += self.tx_copies.granted() as u64;
-            self.xen.copy_from_guests(self.scratch.bytes_mut(), self.tx_copies.ops_mut());
-        }
-        let mut frames = 0;
-        for at in 0..self.fabric.ports.len() {
-            let has_chains = match &self.fabric.ports[at] {
-                Some(Port { kind: Kind::Guest { vif, .. }, .. }) => vif.tx.has_chains(),
-                _ => false,
-            };
-            if !has_chains {
-                continue;
-            }
-            // The sender is out of the list while its frames are handed to others.
-            let Some(mut port) = self.fabric.ports[at].take() else { continue };
-            if let Kind::Guest { vif, .. } = &mut port.kind {
-                let from = Origin {
-                    port: PortId(at as u16),
-                    segment: port.segment,
-                    guard: port.guard,
-                    via: Via::Own,
-                };
-                let fabric = &mut self.fabric;
-                let Vif { tx, subscriptions, counters, .. } = &mut **vif;
-                let scratch = self.scratch.bytes();
-                let mut capture = self.capture.as_deref_mut();
-                if let Some(capture) = &mut capture {
-                    watch::note_gathered(
-                        capture,
-                        from.port,
-                        tx,
-                        scratch,
-                        self.tx_copies.ops(),
-                        &mut self.manifest,
-                    );
-                }
-                let first = frames;
-                let each = |frame: &[u8], meta, counters: &mut Counters| {
-                    frames += 1;
-                    if let Some(capture) = &mut capture
-                        && capture.port() == from.port
-                    {
-                        capture.take(now_ns, Way::In, capture.noted(frames - first - 1), frame);
-                    }
-                    match fabric.forward(&from, now_ns, frame, meta) {
-                        Forwarded::Yes => {}
-                        Forwarded::Nobody => counters.drops.no_destination += 1,
-                        Forwarded::WrongSource => counters.drops.wrong_source += 1,
-                        Forwarded::Isolated => counters.drops.isolated += 1,
-                    }
-                    if let Some(capture) = &mut capture
-                        && std::mem::take(&mut fabric.trace.hit)
-                    {
-                        capture.take(now_ns, Way::Out, capture.noted(frames - first - 1), frame);
-                    }
-                };
-                tx.deliver(scratch, self.tx_copies.ops(), &mut self.manifest, subscriptions, counters, each);
-                vif.woken = true;
-                vif.notify_tx |= vif.tx.publish();
-            }
-            self.fabric.ports[at] = Some(port);
-        }
-        // Rings that were emptied are watched again; what came meanwhile is taken in the next pass.
-        for at in 0..self.fabric.ports.len() {
-            if let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at]
-                && std::mem::take(&mut vif.tx_drained)
-                && vif.fault.is_none()
-            {
-                if frames >= self.settings.busy_frames && self.settings.holdoff_us > 0 {
-                    // A busy sender is looked at again when the time has come, and need not say so.
-                    vif.tx_ready = true;
-                } else if vif.tx.rearm() {
-                    vif.tx_ready = true;
-                    left = Left::Some;
-                }
-            }
-        }
-        (frames, left)
     }
 
     /// Reads uplinks and forwards what came in.

@@ -1,8 +1,11 @@
 //! The channel in one process, to be timed and counted: UDP frames from a backend's worker through containers into a
-//! guest's socket, and for comparison the same frames straight from memory into the same stack.
+//! guest's socket, out of a socket into the backend, and from guest to guest; and for comparison the same straight from
+//! memory into the same stack, and out of it.
 //!
 //! It knows both ends and a stack. What the hypervisor does in hardware's place is `memxen`'s, locks and poison
 //! included, and is counted as the channel's.
+
+mod outbound;
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -51,15 +54,24 @@ pub enum Way {
     Plain,
     /// As above, behind an uplink and the switch.
     Switched,
+    /// Out of the stack into nothing.
+    SentAlone,
+    /// Out of the stack, through containers and the switch into an uplink.
+    Sent,
+    /// From one guest's socket into another's.
+    Between,
 }
 
 impl Way {
     /// All, with the names that programs take.
-    pub const ALL: [(Way, &str); 4] = [
+    pub const ALL: [(Way, &str); 7] = [
         (Way::Alone, "alone"),
         (Way::Channel, "channel"),
         (Way::Plain, "plain"),
         (Way::Switched, "switched"),
+        (Way::SentAlone, "sent-alone"),
+        (Way::Sent, "sent"),
+        (Way::Between, "between"),
     ];
 }
 
@@ -98,8 +110,12 @@ impl Clock for Steps {
 pub enum Setup {
     /// See [`Way::Alone`].
     Alone(Box<Alone>),
-    /// The others.
+    /// What the guest receives.
     Channel(Box<Channel>),
+    /// See [`Way::SentAlone`].
+    SentAlone(Box<outbound::Alone>),
+    /// What the guest sends.
+    Outbound(Box<outbound::Outbound>),
 }
 
 impl Setup {
@@ -110,6 +126,8 @@ impl Setup {
             Way::Channel | Way::Plain | Way::Switched => {
                 Self::Channel(Box::new(Channel::new(way, frame_bytes)))
             }
+            Way::SentAlone => Self::SentAlone(Box::new(outbound::Alone::new(frame_bytes))),
+            Way::Sent | Way::Between => Self::Outbound(Box::new(outbound::Outbound::new(way, frame_bytes))),
         }
     }
 
@@ -121,6 +139,18 @@ impl Setup {
         match self {
             Self::Alone(alone) => alone.run(count),
             Self::Channel(channel) => channel.run(count),
+            Self::SentAlone(alone) => alone.run(count),
+            Self::Outbound(outbound) => outbound.run(count),
+        }
+    }
+
+    /// Returns how many frames went in a container, on average, where there are containers.
+    pub fn frames_per_container(&mut self) -> Option<f64> {
+        match self {
+            Self::Alone(_) | Self::SentAlone(_) => None,
+            Self::Channel(channel) if channel.way == Way::Plain => None,
+            Self::Channel(channel) => Some(channel.frames_per_container()),
+            Self::Outbound(outbound) => Some(outbound.frames_per_container()),
         }
     }
 }
@@ -154,7 +184,7 @@ pub struct Alone {
 
 impl Alone {
     fn new(frame_bytes: usize) -> Self {
-        let mut memory = Memory { frame: frame(frame_bytes), left: 0 };
+        let mut memory = Memory::new(frame(frame_bytes), 0);
         let mut stack = Stack::new(&mut memory, GUEST_MAC, "10.0.0.5/24");
         let reader = Reader::new(&mut stack);
         Self { stack, reader, memory }
@@ -178,10 +208,23 @@ impl Alone {
     }
 }
 
-/// A device that has one frame again and again.
+/// A device that has one frame again and again, and throws away what it gets.
 struct Memory {
     frame: Vec<u8>,
     left: u64,
+    thrown: Thrown,
+}
+
+impl Memory {
+    fn new(frame: Vec<u8>, left: u64) -> Self {
+        Self { frame, left, thrown: Thrown { frames: 0, room: [0; 1514] } }
+    }
+}
+
+/// What was thrown away, and where frames are written before they are.
+struct Thrown {
+    frames: u64,
+    room: [u8; 1514],
 }
 
 struct Lent<'a>(&'a [u8]);
@@ -192,25 +235,26 @@ impl RxToken for Lent<'_> {
     }
 }
 
-struct Nowhere;
+struct Nowhere<'a>(&'a mut Thrown);
 
-impl TxToken for Nowhere {
+impl TxToken for Nowhere<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
-        fill(&mut vec![0; len])
+        self.0.frames += 1;
+        fill(&mut self.0.room[..len])
     }
 }
 
 impl Device for Memory {
     type RxToken<'a> = Lent<'a>;
-    type TxToken<'a> = Nowhere;
+    type TxToken<'a> = Nowhere<'a>;
 
-    fn receive(&mut self, _: Instant) -> Option<(Lent<'_>, Nowhere)> {
+    fn receive(&mut self, _: Instant) -> Option<(Lent<'_>, Nowhere<'_>)> {
         self.left = self.left.checked_sub(1)?;
-        Some((Lent(&self.frame), Nowhere))
+        Some((Lent(&self.frame), Nowhere(&mut self.thrown)))
     }
 
-    fn transmit(&mut self, _: Instant) -> Option<Nowhere> {
-        Some(Nowhere)
+    fn transmit(&mut self, _: Instant) -> Option<Nowhere<'_>> {
+        Some(Nowhere(&mut self.thrown))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -337,7 +381,7 @@ impl Channel {
     }
 
     /// Returns how many frames came in a container, on average.
-    pub fn frames_per_container(&mut self) -> f64 {
+    fn frames_per_container(&mut self) -> f64 {
         let counters = self.driver.vif_mut(HANDLE).expect("the guest has a vif").counters();
         counters.rx.packets as f64 / counters.rx.containers.max(1) as f64
     }
@@ -362,11 +406,8 @@ mod tests {
                 let mut setup = Setup::new(way, frame_bytes);
                 setup.run(5000);
                 setup.run(1);
-                if let Setup::Channel(channel) = &mut setup
-                    && way != Way::Plain
-                {
+                if let Some(packed) = setup.frames_per_container() {
                     let least = if frame_bytes == 60 { 100.0 } else { 10.0 };
-                    let packed = channel.frames_per_container();
                     assert!(packed > least, "{name}, {frame_bytes}: only {packed} in a container");
                 }
             }

@@ -24,6 +24,8 @@ pub struct Fleet {
     pub hv: Hypervisor,
     /// Them.
     pub workers: Vec<Worker<Back, WorldClock>>,
+    /// The time, which stands still unless a test lets it go on.
+    pub clock: WorldClock,
     /// What wakes each.
     pub bells: Vec<Arc<Bell>>,
     trunks: Vec<Vec<Option<PortId>>>,
@@ -37,11 +39,12 @@ impl Fleet {
     pub fn new(count: usize) -> Self {
         let hv = Hypervisor::new();
         let settings = Settings { holdoff_us: 0, ..Settings::default() };
-        let worker = |_| Worker::new(Back::new(&hv), WorldClock::default(), settings);
+        let clock = WorldClock::default();
+        let worker = |_| Worker::new(Back::new(&hv), clock.clone(), settings);
         let mut workers: Vec<_> = (0..count).map(worker).collect();
         let bells: Vec<_> = (0..count).map(|_| Arc::new(Bell::new().expect("an eventfd"))).collect();
         let trunks = join(&mut workers, &bells);
-        Self { hv, workers, bells, trunks }
+        Self { hv, workers, clock, bells, trunks }
     }
 
     fn announce(&mut self, at: usize, segment: Segment, mac: Option<Mac>) {

@@ -2,9 +2,10 @@
 //! another's.
 
 use drayage::aggregate::Wrap;
+use drayage::vif::rx::Wish;
 use drayage::vif::{Connection, rx};
 use drayage_tests::fleet::{Fleet, frame, own};
-use drayage_tests::rawfront::RawFront;
+use drayage_tests::rawfront::{PAGES, RawFront};
 use drayage_tests::world::LAN;
 use drayage_wire::netif::TxRequest;
 
@@ -136,6 +137,98 @@ fn a_broadcast_storm_leaves_room_for_what_is_meant_for_somebody() {
         let counters = fleet.counters(workers - 1, &hearer);
         assert!(counters.drops.queue_full > 10_000, "{:?}", counters.drops);
         assert_eq!(counters.drops.total(), counters.drops.queue_full);
+        fleet.hv.assert_clean();
+    }
+}
+
+/// Puts as many frames into a guest's TX ring as it takes, of so many bytes. Returns the next frame's number.
+fn fill_ring(front: &mut RawFront, to: [u8; 6], from: [u8; 6], mut next: u32, bytes: usize) -> u32 {
+    front.answers();
+    loop {
+        let page = next as usize % PAGES;
+        let mut frame = numbered(to, from, next);
+        frame.resize(bytes, 0);
+        let gref = front.grant(page);
+        if !front.send(TxRequest { gref, offset: 0, flags: 0, id: page as u16, size: bytes as u16 }) {
+            break;
+        }
+        front.write(page, &frame);
+        next += 1;
+    }
+    front.publish();
+    next
+}
+
+#[test]
+fn a_sender_is_as_slow_as_the_guest_that_it_sends_to() {
+    for (format, bytes) in [((|_| ()) as fn(&mut Connection), 60), (|_| (), 4000), (containers, 4000)] {
+        let mut fleet = Fleet::new(1);
+        let (mut sender, mut other) = (fleet.guest(0, 5, |_| ()), fleet.guest(0, 7, |_| ()));
+        let mut receiver = fleet.guest(0, 6, format);
+        let (mut sent, mut also) = (0, 0);
+        let mut came = 0;
+        for _ in 0..200 {
+            sent = fill_ring(&mut sender, own(6), own(5), sent, bytes);
+            also = fill_ring(&mut other, own(6), own(7), also, bytes);
+            fleet.workers[0].pass();
+            fleet.clock.advance(50_000);
+            let received = receiver.received();
+            came += received.len() as u64;
+            // It gives back what it got, a few buffers in each round.
+            for answer in received {
+                receiver.post_pages(usize::from(answer.id), 1);
+            }
+        }
+        let counters = fleet.counters(0, &receiver);
+        assert_eq!(counters.drops.total(), 0, "{bytes} bytes: {:?}", counters.drops);
+        assert!(came > 5000 && counters.rx.packets > 2000, "{came} slots came");
+        let (one, two) = (fleet.counters(0, &sender).tx.packets, fleet.counters(0, &other).tx.packets);
+        assert!(one.abs_diff(two) < (one + two) / 5, "one of two has more: {one} and {two}");
+        fleet.hv.assert_clean();
+    }
+}
+
+#[test]
+fn a_sender_waits_for_a_guest_that_does_not_read_once_and_briefly() {
+    for format in [(|_| ()) as fn(&mut Connection), containers] {
+        let mut fleet = Fleet::new(1);
+        let mut sender = fleet.guest(0, 5, |_| ());
+        let stuck = fleet.guest(0, 6, format);
+        let mut neighbour = fleet.guest(0, 7, |_| ());
+        // All goes to the one that does not read, until the sender's ring is full.
+        let mut sent = 0;
+        while fleet.counters(0, &sender).tx.packets == u64::from(sent) {
+            sent = fill_ring(&mut sender, own(6), own(5), sent, 1514);
+            fleet.passes();
+        }
+        assert_eq!(fleet.counters(0, &stuck).drops.total(), 0, "it is held back before anything is lost");
+        for _ in 0..100 {
+            fleet.workers[0].pass();
+        }
+        assert!(fleet.counters(0, &sender).tx.packets < u64::from(sent), "and it is still");
+        let asked = fleet.workers[0].pass().when;
+        assert!(matches!(asked, Wish::At(at) if at <= 500_000), "{asked:?}");
+        fleet.clock.advance(500_000);
+        fleet.passes();
+        assert_eq!(fleet.counters(0, &sender).tx.packets, u64::from(sent), "it waited long enough");
+        // From now on it is not slowed down by that one, whether it sends to others or not.
+        let mut said = 0;
+        let mut heard = Vec::new();
+        for round in 0..60 {
+            if round % 2 == 0 {
+                sent = fill_ring(&mut sender, own(6), own(5), sent, 1514);
+            } else {
+                sender.answers();
+                sender.send_frame(said as usize % PAGES, &numbered(own(7), own(5), said));
+                said += 1;
+            }
+            fleet.passes();
+            heard.extend(take(&mut neighbour));
+        }
+        assert!(heard.iter().copied().eq(0..said), "{} of {said}", heard.len());
+        let (drops, sender) = (fleet.counters(0, &stuck).drops, fleet.counters(0, &sender));
+        assert_eq!(sender.tx.packets, u64::from(sent + said));
+        assert!(drops.queue_full > 5000 && drops.total() == drops.queue_full, "{drops:?}");
         fleet.hv.assert_clean();
     }
 }

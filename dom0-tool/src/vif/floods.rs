@@ -58,6 +58,17 @@ impl Floods {
         }
     }
 
+    /// Notes packets for this guest alone that wait from now on.
+    pub fn came_together(&mut self, packets: u64) {
+        let end = self.next + packets.min(PACKETS);
+        while self.next < end {
+            let (word, bit) = place(self.next);
+            let here = (end - self.next).min(u64::from(64 - bit.trailing_zeros()));
+            self.marks[word] &= !((u64::MAX >> (64 - here)) << bit.trailing_zeros());
+            self.next += here;
+        }
+    }
+
     /// Notes that the oldest packets do not wait any more.
     pub fn left(&mut self, packets: u64) {
         let mut gone = 0;
@@ -104,6 +115,19 @@ mod tests {
             floods.came(Audience::One, 60);
         }
         assert_eq!((floods.waiting, floods.bytes), (0, 0));
+    }
+
+    #[test]
+    fn packets_that_come_together_count_as_if_they_came_alone() {
+        let (mut together, mut alone) = (Floods::default(), Floods::default());
+        for floods in [&mut together, &mut alone] {
+            floods.marks.fill(u64::MAX);
+        }
+        for packets in [1, 63, 64, 65, 130, 7, 862] {
+            together.came_together(packets);
+            (0..packets).for_each(|_| alone.came(Audience::One, 60));
+            assert_eq!((together.next, &together.marks), (alone.next, &alone.marks));
+        }
     }
 
     #[test]

@@ -180,17 +180,23 @@ impl Stamps {
     /// Notes a packet that was accepted so long after the first, and not before the one before.
     #[inline]
     pub fn add(&mut self, after_ns: u64) {
+        self.add_many(after_ns, 1);
+    }
+
+    /// As [`add`](Self::add), for packets that were accepted together.
+    #[inline]
+    pub fn add_many(&mut self, after_ns: u64, packets: u32) {
         let after_ns = u32::try_from(after_ns).unwrap_or(u32::MAX);
         if let Some(last) = self.entries[..self.used].last_mut()
             && last.after_ns == after_ns
         {
-            last.packets += 1;
+            last.packets += packets;
             return;
         }
         if self.used == STAMPS {
             self.merge();
         }
-        self.entries[self.used] = Stamp { after_ns, packets: 1 };
+        self.entries[self.used] = Stamp { after_ns, packets };
         self.used += 1;
     }
 

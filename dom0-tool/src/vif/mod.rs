@@ -17,7 +17,7 @@ use drayage_wire::ring::Overrun;
 use crate::class::Classes;
 use crate::policy::Policy;
 use crate::rules::Rules;
-use crate::switch::Mac;
+use crate::switch::{Mac, PortId};
 use crate::xen::{DomainId, EventPort, GrantRef};
 pub use counters::Counters;
 use multicast::{Groups, Subscriptions};
@@ -111,6 +111,39 @@ pub enum Fault {
     Control(Overrun),
 }
 
+/// Where frames went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aim {
+    /// There were none.
+    #[default]
+    Nothing,
+    /// All to this port.
+    One(PortId),
+    /// To several ports, or to everybody.
+    Many,
+}
+
+impl Aim {
+    /// Notes a frame that goes to one port.
+    #[inline]
+    pub fn note(&mut self, to: PortId) {
+        *self = match *self {
+            Self::Nothing => Self::One(to),
+            Self::One(before) if before == to => return,
+            _ => Self::Many,
+        };
+    }
+}
+
+/// Requests that are left in a TX ring for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Since when.
+    pub since_ns: u64,
+    /// Bytes of the first.
+    pub bytes: usize,
+}
+
 /// A connected interface.
 #[derive(Debug)]
 pub struct Vif<P> {
@@ -134,6 +167,14 @@ pub struct Vif<P> {
     pub tx_ready: bool,
     /// Whether the running pass has emptied its TX ring.
     pub tx_drained: bool,
+    /// Where what was found in its TX ring last went to.
+    pub aim: Aim,
+    /// Bytes of a frame of those, on average.
+    pub frame_bytes: usize,
+    /// What waits in its TX ring until there is room where it goes.
+    pub held: Option<Held>,
+    /// Bytes that the running pass has taken from others for this one.
+    pub promised_bytes: usize,
     /// Whether the running pass has work for it.
     pub woken: bool,
     /// Events to be sent at the end of the pass.

@@ -6,6 +6,7 @@
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::Meta;
 
+use super::rx::Room;
 use crate::aggregate::Refusal;
 
 /// Frames that may wait.
@@ -58,6 +59,16 @@ impl FrameQueue {
     /// Returns whether a frame of `len` bytes, which is not too large, would be taken.
     pub fn has_room_for(&self, len: usize) -> bool {
         self.waiting < DEPTH && self.place(len).is_some()
+    }
+
+    /// Returns how much more may wait for certain: a half of what is free, for frames do not fill all of a page.
+    pub fn room(&self) -> Room {
+        let used = match (self.peek(0), self.waiting) {
+            (Some(oldest), 1..) if self.tail > oldest.start as usize => self.tail - oldest.start as usize,
+            (Some(oldest), 1..) => self.capacity - (oldest.start as usize - self.tail),
+            _ => 0,
+        };
+        Room { packets: DEPTH - self.waiting, bytes: (self.capacity - used) / 2 }
     }
 
     /// Returns the frame `ahead` places after the oldest.

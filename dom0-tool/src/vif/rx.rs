@@ -6,7 +6,7 @@
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum;
-use drayage_wire::container::{Checksum, GsoKind, Meta};
+use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, GsoKind, HEADER_BYTES, Meta, Packet};
 use drayage_wire::netif::{self, ExtraInfo, ExtraKind, RING_SLOTS, RxRequest, RxResponse, rx_flags, status};
 use drayage_wire::ring::{BackRing, Index, Overrun, SharedWords};
 
@@ -16,6 +16,7 @@ use super::floods::{Audience, Floods};
 use super::holds::Holds;
 use super::plain::FrameQueue;
 use super::staging::Table;
+use super::tx::Taken;
 use crate::aggregate::{Aggregator, Closed, Refusal, Wrap};
 use crate::class::Classes;
 use crate::policy::{Policy, Reason};
@@ -57,6 +58,15 @@ impl Accepts {
             None => false,
         }
     }
+}
+
+/// How much more may wait for a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Packets.
+    pub packets: usize,
+    /// Bytes of containers, or of frames.
+    pub bytes: usize,
 }
 
 /// How RX chains look.
@@ -136,6 +146,8 @@ pub struct Rx<P> {
     holds: Holds,
     /// Whether what waits is waiting for the guest to post buffers.
     blocked: bool,
+    /// When the guest last took something.
+    moved_ns: u64,
     /// When the running pass began.
     pass_ns: u64,
     /// The most buffers that the guest had posted at a time.
@@ -179,6 +191,7 @@ impl<P: SharedWords> Rx<P> {
             urgent,
             holds: Holds::default(),
             blocked: false,
+            moved_ns: 0,
             pass_ns: 0,
             posted_most: 1,
             emitted: 0,
@@ -208,6 +221,23 @@ impl<P: SharedWords> Rx<P> {
             Queue::Plain(frames) => frames.has_room_for(len),
             Queue::Containers(open) => open.has_room_for(len) && !self.would_be_late(open),
         }
+    }
+
+    /// Returns how much more may be queued for certain, in packets and in bytes; at least one container's worth where
+    /// nothing is queued.
+    pub fn room(&self) -> Room {
+        match &self.queue {
+            Queue::Plain(frames) => frames.room(),
+            // A container may be closed half empty, by its table or by one that is taken whole: two are kept for that.
+            Queue::Containers(open) => {
+                Room { packets: usize::MAX, bytes: open.room_bytes().saturating_sub(2 * open.size()) }
+            }
+        }
+    }
+
+    /// Returns since when the guest has taken nothing although there is something for it, `None` where there is not.
+    pub fn stuck_since_ns(&self) -> Option<u64> {
+        self.blocked.then_some(self.moved_ns)
     }
 
     /// Returns whether so much is queued that another packet would be held for longer than the policy allows.
@@ -322,6 +352,42 @@ impl<P: SharedWords> Rx<P> {
             return;
         }
         let _ = self.push_with(region, now_ns, len, meta, counters, |bytes| bytes.copy_from_slice(frame));
+    }
+
+    /// Takes a container that another guest wrote, all of whose packets are for this one, `bytes` of them. Returns whether
+    /// it was: nobody has changed anything where it was not. Such a container waits for nothing, as it is full enough.
+    pub fn accept_container(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        container: &[u8],
+        packets: &[Packet],
+        counters: &mut Counters,
+    ) -> Taken {
+        // The other policies have a say in how large a container is to be.
+        let Policy::Opportunistic { .. } = self.policy else { return Taken::No };
+        let Queue::Containers(open) = &mut self.queue else { return Taken::No };
+        let blanks = self.accepts.blank_v4 && self.accepts.blank_v6;
+        let mut bytes = 0;
+        for Packet { len, meta, .. } in packets {
+            if meta.gso.is_some() || (meta.checksum == Checksum::Blank && !blanks) {
+                return Taken::No;
+            }
+            bytes += usize::from(*len);
+        }
+        // A sparse one would cost the guest more pages than its packets need.
+        let needed = bytes + HEADER_BYTES + DESCRIPTOR_BYTES * packets.len();
+        if 4 * needed < 3 * container.len().next_multiple_of(PAGE_SIZE) {
+            return Taken::No;
+        }
+        if open.push_whole(region, now_ns, container, packets).is_err() {
+            return Taken::No;
+        }
+        counters.rx.packets += packets.len() as u64;
+        counters.rx.bytes += bytes as u64;
+        counters.rx.copies += 1;
+        self.floods.came_together(packets.len() as u64);
+        Taken::Yes
     }
 
     fn takes_whole(&self, len: usize) -> bool {
@@ -532,6 +598,7 @@ impl<P: SharedWords> Rx<P> {
         if self.emitted == 0 {
             return false;
         }
+        self.moved_ns = done_ns;
         let mut answers = Answers { ring: &mut self.ring, ids: &self.ids, at: 0 };
         let mut op = self.first_op;
         match &mut self.queue {

@@ -4,7 +4,7 @@
 //! is looked at; a guest that lies loses its own packets. This module knows no hypervisor and no switch.
 
 use drayage_wire::PAGE_SIZE;
-use drayage_wire::container::{Checksum, Gso, GsoKind, Header, MIN_PACKET_BYTES, Manifest, Meta};
+use drayage_wire::container::{Checksum, Gso, GsoKind, Header, MIN_PACKET_BYTES, Manifest, Meta, Packet};
 use drayage_wire::netif::{
     self, ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, TxRequest, TxResponse, status, tx_flags,
 };
@@ -124,9 +124,28 @@ pub struct Tx<P> {
     format: Format,
     chains: Vec<Chain>,
     answers: Vec<Answer>,
+    taken_bytes: usize,
     first_op: usize,
     /// Where its grant operations are among those of the batch.
     first_granted: usize,
+}
+
+/// What a guest sent, copied and judged.
+#[derive(Clone, Copy, Debug)]
+pub enum Delivery<'a> {
+    /// A container, and the packets that were found in it. Nobody has looked at what its writer says of them.
+    Container(&'a [u8], &'a [Packet]),
+    /// A frame, and what travels beside it.
+    Frame(&'a [u8], Meta),
+}
+
+/// Whether somebody took a delivery. Nobody asks that of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It was dealt with.
+    Yes,
+    /// It was not.
+    No,
 }
 
 /// What is left in the ring.
@@ -136,6 +155,11 @@ pub enum Left {
     Nothing,
     /// Requests that found no room in this pass.
     Some,
+    /// Requests of which the next one, of so many bytes, is beyond the limit.
+    TooMuch {
+        /// See above.
+        bytes: usize,
+    },
 }
 
 impl<P: SharedWords> Tx<P> {
@@ -147,13 +171,14 @@ impl<P: SharedWords> Tx<P> {
             format,
             chains: Vec::with_capacity(RING_SLOTS as usize),
             answers: Vec::with_capacity(RING_SLOTS as usize),
+            taken_bytes: 0,
             first_op: 0,
             first_granted: 0,
         }
     }
 
-    /// Takes chains and adds the copies of their pages, as far as there is room for them. Pages that are in
-    /// `staged` are copied at once.
+    /// Takes chains and adds the copies of their pages, as far as there is room for them, and no more than `limit`
+    /// bytes. Pages that are in `staged` are copied at once.
     ///
     /// # Errors
     /// [`Fatal`]: the ring is not to be used any more.
@@ -162,35 +187,52 @@ impl<P: SharedWords> Tx<P> {
         scratch: &mut Scratch,
         staged: Option<&Table<P>>,
         copies: &mut Copies,
+        limit: usize,
     ) -> Result<Left, Fatal>
     where
         P: PageAccess,
     {
         self.chains.clear();
         self.answers.clear();
+        self.taken_bytes = 0;
         self.first_op = copies.ops().len();
         self.first_granted = copies.granted();
         let incoming = &mut Incoming { scratch, staged, copies };
         let mut available = self.ring.available()?;
         while available > 0 {
+            let first: TxRequest = self.ring.peek(0);
+            let bytes = usize::from(first.size);
+            if bytes > limit - self.taken_bytes {
+                return Ok(Left::TooMuch { bytes });
+            }
             let taken = match self.format {
-                Format::Plain => self.take_frame(available, incoming)?,
-                Format::Containers { size } => self.take_container(available, size, incoming)?,
+                Format::Plain => self.take_frame(first, available, incoming)?,
+                Format::Containers { size } => self.take_container(first, available, size, incoming)?,
             };
             // A ring holds as many chains as it has slots at most, so the lists never grow.
             let Some(slots) = taken else { return Ok(Left::Some) };
             self.ring.advance(slots);
             available -= slots;
+            self.taken_bytes += bytes;
         }
         Ok(Left::Nothing)
     }
 
-    /// Takes a plain frame's chain. Returns its slots, or `None` if there is no room.
-    fn take_frame(&mut self, available: u32, incoming: &mut Incoming<'_, P>) -> Result<Option<u32>, Fatal>
+    /// Returns how many bytes the last look took.
+    pub fn taken_bytes(&self) -> usize {
+        self.taken_bytes
+    }
+
+    /// Takes a plain frame's chain, whose first request was read. Returns its slots, or `None` if there is no room.
+    fn take_frame(
+        &mut self,
+        first: TxRequest,
+        available: u32,
+        incoming: &mut Incoming<'_, P>,
+    ) -> Result<Option<u32>, Fatal>
     where
         P: PageAccess,
     {
-        let first: TxRequest = self.ring.peek(0);
         let mut slots = 1;
         let mut meta = Meta { checksum: checksum_of(first.flags), gso: None };
         let mut fate = Fate::Copied;
@@ -273,9 +315,11 @@ impl<P: SharedWords> Tx<P> {
         Ok(Some(slots))
     }
 
-    /// Takes a container's chain (SPEC.md, section 3). Returns its slots, or `None` if there is no room.
+    /// Takes a container's chain (SPEC.md, section 3), whose first request was read. Returns its slots, or `None` if there
+    /// is no room.
     fn take_container(
         &mut self,
+        first: TxRequest,
         available: u32,
         size: usize,
         incoming: &mut Incoming<'_, P>,
@@ -283,7 +327,6 @@ impl<P: SharedWords> Tx<P> {
     where
         P: PageAccess,
     {
-        let first: TxRequest = self.ring.peek(0);
         let total = usize::from(first.size);
         let expected = total.div_ceil(PAGE_SIZE).max(1) as u32;
         let mut fate = if total > size { Fate::Malformed } else { Fate::Copied };
@@ -362,7 +405,8 @@ impl<P: SharedWords> Tx<P> {
         }
     }
 
-    /// Hands over the frames of the batch that was just copied, in order.
+    /// Hands over what the batch that was just copied brought, in order. A container that is not taken as one comes
+    /// again frame by frame.
     pub fn deliver(
         &mut self,
         scratch: &[u8],
@@ -370,7 +414,7 @@ impl<P: SharedWords> Tx<P> {
         manifest: &mut Manifest,
         subscriptions: &mut Subscriptions<P>,
         counters: &mut Counters,
-        mut each: impl FnMut(&[u8], Meta, &mut Counters),
+        mut each: impl FnMut(Delivery<'_>, &mut Counters) -> Taken,
     ) {
         let mut answers = self.answers.iter();
         let mut granted = 0;
@@ -391,16 +435,19 @@ impl<P: SharedWords> Tx<P> {
                         counters.tx.packets += 1;
                         counters.tx.bytes += bytes.len() as u64;
                         if let Some(meta) = judge(bytes, chain.meta, counters) {
-                            each(bytes, meta, counters);
+                            each(Delivery::Frame(bytes, meta), counters);
                         }
                     } else if manifest.read(bytes).is_ok() {
+                        let packets = manifest.packets();
                         counters.tx.containers += 1;
-                        counters.tx.packets += manifest.packets().len() as u64;
-                        for packet in manifest.packets() {
-                            counters.tx.bytes += u64::from(packet.len);
-                            let frame = &bytes[packet.range()];
-                            if let Some(meta) = judge(frame, packet.meta, counters) {
-                                each(frame, meta, counters);
+                        counters.tx.packets += packets.len() as u64;
+                        counters.tx.bytes += packets.iter().map(|packet| u64::from(packet.len)).sum::<u64>();
+                        if each(Delivery::Container(bytes, packets), counters) == Taken::No {
+                            for packet in packets {
+                                let frame = &bytes[packet.range()];
+                                if let Some(meta) = judge(frame, packet.meta, counters) {
+                                    each(Delivery::Frame(frame, meta), counters);
+                                }
                             }
                         }
                     } else {

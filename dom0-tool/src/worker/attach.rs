@@ -16,7 +16,7 @@ use crate::vif::multicast::{Groups, Subscriptions};
 use crate::vif::rx::Rx;
 use crate::vif::staging::Staging;
 use crate::vif::tx::Tx;
-use crate::vif::{Connection, Counters, LocalEvents, RemoteEvents, Rings, Vif};
+use crate::vif::{Aim, Connection, Counters, LocalEvents, RemoteEvents, Rings, Vif};
 use crate::xen::{Access, Xen, XenError};
 
 /// Why an interface could not be connected.
@@ -78,6 +78,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             // Whatever the frontend did before we were bound made no event that we saw.
             tx_ready: true,
             tx_drained: false,
+            aim: Aim::Nothing,
+            frame_bytes: 0,
+            held: None,
+            promised_bytes: 0,
             woken: false,
             notify_tx: taken_over,
             notify_rx: taken_over,

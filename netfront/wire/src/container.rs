@@ -397,9 +397,51 @@ impl Writer {
     }
 }
 
+/// Makes a container of one writer one of another writer's: bytes that belong to no header, descriptor or packet are
+/// cleared (whoever wrote it may have left there what the next reader is not to know, XSA-403), and the header is written
+/// anew. `packets` are those that a [`Manifest`] found in it. Returns its length in bytes: it ends with its last packet.
+pub fn readdress(container: &mut [u8], packets: &[Packet], sequence: u32, hold_ns: u32) -> usize {
+    let mut end = HEADER_BYTES + DESCRIPTOR_BYTES * packets.len();
+    for packet in packets {
+        let range = packet.range();
+        if end < range.start {
+            container[end..range.start].fill(0);
+        }
+        end = range.end;
+    }
+    let count = packets.len() as u16;
+    let header = Header { count, total_bytes: end as u32, sequence, hold_ns };
+    container[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+    end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_that_changes_hands_keeps_its_packets_and_nothing_else() {
+        let mut buffer = [0xee; 256];
+        let mut writer = Writer::new(200, 4);
+        for (len, byte) in [(15, 1), (16, 2), (61, 3)] {
+            writer.push_with(&mut buffer, len, Meta::default(), |b| b.fill(byte)).unwrap();
+        }
+        let total = writer.finish(&mut buffer, 7, 1500);
+        let mut manifest = Manifest::new();
+        manifest.read(&buffer[..total]).unwrap();
+        let packets = manifest.packets().to_vec();
+        assert_eq!(readdress(&mut buffer[..total], &packets, 99, 3), total);
+        let header = manifest.read(&buffer[..total]).unwrap();
+        assert_eq!((header.sequence, header.hold_ns, header.count), (99, 3, 3));
+        assert_eq!(manifest.packets(), packets);
+        let lies = |at: usize| packets.iter().any(|packet| packet.range().contains(&at));
+        for (at, byte) in buffer[..total].iter().enumerate().skip(HEADER_BYTES + 3 * DESCRIPTOR_BYTES) {
+            assert!(lies(at) || *byte == 0, "byte {at} is {byte:#x}");
+        }
+        for (packet, byte) in packets.iter().zip(1..) {
+            assert!(buffer[packet.range()].iter().all(|b| *b == byte));
+        }
+    }
 
     #[test]
     fn a_container_has_the_bytes_of_the_specification() {
