@@ -82,8 +82,9 @@ const SUITES: [Suite; 16] = [
 ];
 
 /// What a run came to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Outcome {
+    started: Instant,
     rows: Vec<Row>,
     generators: Vec<Generator>,
     failures: Vec<String>,
@@ -91,10 +92,10 @@ struct Outcome {
 
 /// Runs suites; the exit code says whether all was well.
 pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
-    let started = Instant::now();
+    let (rows, generators, failures) = Default::default();
+    let mut outcome = Outcome { started: Instant::now(), rows, generators, failures };
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
     let programs = products::programs(&context.workspace, context.verbosity)?;
-    let mut outcome = Outcome::default();
     let mut result = Ok(());
     for clock in [Clock::Instructions, Clock::InstructionsOfOneCpu, Clock::Wall, Clock::WallOfTwoForDom0] {
         let wanted =
@@ -109,13 +110,8 @@ pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
     // What was found out before a failure is shown and written all the same.
     compare(&mut outcome.rows);
     print!("{}", table::tables(&outcome.rows, &outcome.generators));
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&outcome.rows)? + "\n";
-        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
+    write(args, &outcome)?;
     if let Some(folder) = &args.out {
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-        page::write(folder, &outcome.rows, &outcome.generators, started.elapsed())?;
         println!("plots and report: {}", folder.join("index.html").display());
     }
     result?;
@@ -123,6 +119,22 @@ pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
         eprintln!("FAILED: {failure}");
     }
     Ok(if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes the rows and the report, as far as there are any: after every suite, so that what a run was cut off from is all
+/// that is lost.
+fn write(args: &BenchArgs, outcome: &Outcome) -> Result<()> {
+    let mut rows = outcome.rows.clone();
+    compare(&mut rows);
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&rows)? + "\n";
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(folder) = &args.out {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        page::write(folder, &rows, &outcome.generators, outcome.started.elapsed())?;
+    }
+    Ok(())
 }
 
 /// Boots a machine for the suites of one clock and runs them.
@@ -152,6 +164,7 @@ fn measure(
             }
         }
         println!("suite {} took {:.0} s", suite.key, started.elapsed().as_secs_f64());
+        write(args, outcome)?;
     }
     if let Some((mut bed, daemon)) = machine {
         daemon.stop(&mut bed.dom0)?;
