@@ -10,6 +10,7 @@ pub mod page;
 pub mod plot;
 pub mod row;
 pub mod rx;
+pub mod staged;
 pub mod table;
 pub mod tcp;
 pub mod wall;
@@ -62,7 +63,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 16] = [
+const SUITES: [Suite; 17] = [
     Suite { name: SuiteName::Rx, key: "rx", time: Time::Instructions, run: rx::rx },
     Suite { name: SuiteName::Tx, key: "tx", time: Time::Instructions, run: flow::tx },
     Suite { name: SuiteName::Forward, key: "forward", time: Time::Instructions, run: flow::forward },
@@ -72,6 +73,7 @@ const SUITES: [Suite; 16] = [
     Suite { name: SuiteName::Latency, key: "latency", time: Time::Instructions, run: delay::latency },
     Suite { name: SuiteName::Cost, key: "cost", time: Time::Instructions, run: cost::cost },
     Suite { name: SuiteName::Tcp, key: "tcp", time: Time::Instructions, run: tcp::tcp },
+    Suite { name: SuiteName::Staged, key: "staged", time: Time::Instructions, run: staged::staged },
     Suite { name: SuiteName::Boot, key: "boot", time: Time::Instructions, run: delay::boot },
     Suite { name: SuiteName::Rx, key: "rx", time: Time::Wall, run: wall::rx },
     Suite { name: SuiteName::Tx, key: "tx", time: Time::Wall, run: wall::tx },

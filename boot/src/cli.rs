@@ -157,6 +157,8 @@ pub enum SuiteName {
     Cost,
     /// TCP streams into a guest, out of it, and echoed.
     Tcp,
+    /// Staged grants against grant copies, in both directions.
+    Staged,
     /// From creation to the first answer.
     Boot,
 }

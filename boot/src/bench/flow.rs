@@ -39,6 +39,8 @@ pub struct Fabric {
     guests: Vec<String>,
     bridges: Vec<Site>,
     helper: Option<Process>,
+    /// Further options of `drayage attach`.
+    options: &'static str,
 }
 
 /// Whether dom0's end of a stock vif is a bridge.
@@ -52,7 +54,7 @@ enum Network {
 
 impl Fabric {
     fn new(peer: Peer) -> Self {
-        Fabric { peer, guests: Vec::new(), bridges: Vec::new(), helper: None }
+        Fabric { peer, guests: Vec::new(), bridges: Vec::new(), helper: None, options: "" }
     }
 
     /// Creates a guest with an interface in each of some networks.
@@ -82,7 +84,10 @@ impl Fabric {
                         Network::Alone => format!(",discard={}", nobody_ip(*site)),
                         Network::Bridged => String::new(),
                     };
-                    let options = format!("--vif {at} --port tap:{tap}{discard} --containers {containers}");
+                    let options = format!(
+                        "--vif {at} --port tap:{tap}{discard} --containers {containers} {}",
+                        self.options
+                    );
                     backend::attach(dom0, &guest.name, mac, &options)?;
                     address(dom0, *site, &tap)?;
                 }
@@ -225,9 +230,23 @@ pub struct Transmitter {
 impl Transmitter {
     /// Creates the guest.
     pub fn create(dom0: &mut Dom0, peer: Peer, mode: Mode, site: Site, case: &str) -> Result<Self> {
-        let mut fabric = Fabric::new(peer);
+        Self::create_with(dom0, peer, mode, site, case, "", "")
+    }
+
+    /// Creates the guest, with further options of `drayage attach`, and further words for it.
+    pub fn create_with(
+        dom0: &mut Dom0,
+        peer: Peer,
+        mode: Mode,
+        site: Site,
+        case: &str,
+        options: &'static str,
+        words: &str,
+    ) -> Result<Self> {
+        let mut fabric = Fabric { options, ..Fabric::new(peer) };
         let network = if case == "linux" { Network::Bridged } else { Network::Alone };
-        let guest = sending_guest(peer, mode, site);
+        let mut guest = sending_guest(peer, mode, site);
+        guest.arguments.push_str(words);
         fabric.create(dom0, guest, &[(site, site.guest_mac())], network)?;
         await_guest(dom0, &site.guest_ip())?;
         let nobody = Destination { ip: nobody_ip(site), mac: NOBODY_MAC.into() };
@@ -242,6 +261,11 @@ impl Transmitter {
         let process = reader.start(dom0)?;
         fabric.help(process);
         Ok(Transmitter { peer, fabric, reader, to })
+    }
+
+    /// Returns the guest's name.
+    pub fn name(&self) -> &str {
+        &self.fabric.guests[0]
     }
 
     /// Sends a stream, and returns what came of it.

@@ -50,6 +50,12 @@ impl Receiver {
         self
     }
 
+    /// Returns the same with further words for the guest.
+    pub fn with_settings(mut self, words: &str) -> Self {
+        self.guest.arguments.push_str(words);
+        self
+    }
+
     /// Creates the guest.
     pub fn create(&mut self, lab: &mut Lab<'_>) -> Result<()> {
         self.path.create(lab.dom0, &self.guest)
