@@ -9,6 +9,9 @@ use crate::bench::table::{Group, shown};
 
 const SIZE: (u32, u32) = (760, 420);
 
+/// How much higher an axis is than its values, so that the legend hides none.
+const LEGEND_ROOM: f64 = 1.25;
+
 /// Colours that people who do not see all of them tell apart (Okabe and Ito).
 fn colour(peer: Peer) -> RGBColor {
     match peer {
@@ -63,7 +66,10 @@ fn lines(group: &Group<'_>, text: &mut String) -> Drawn {
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(84)
-        .build_cartesian_2d(first..last, 0.0..most(group))?;
+        .build_cartesian_2d(
+            first - 0.02 * (last - first)..last + 0.02 * (last - first),
+            0.0..LEGEND_ROOM * most(group),
+        )?;
     chart
         .configure_mesh()
         .x_desc(&group.across)
@@ -81,7 +87,22 @@ fn lines(group: &Group<'_>, text: &mut String) -> Drawn {
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    // In the corner away from where the highest values are.
+    let highest = |at: usize| {
+        let values = group.lines.iter().filter_map(|line| line.cells[at]).map(|row| row.value);
+        values.fold(0.0, f64::max)
+    };
+    let corner = if highest(0) > highest(group.columns.len() - 1) {
+        SeriesLabelPosition::UpperRight
+    } else {
+        SeriesLabelPosition::UpperLeft
+    };
+    chart
+        .configure_series_labels()
+        .position(corner)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     root.present()?;
     Ok(())
 }
