@@ -174,13 +174,16 @@ pub(crate) struct ReceivePool<P> {
     reading: Reading,
     /// A bit for each page, set while its grant is revoked: only then is the page ours to read.
     owned: [u64; 4],
+    /// Bytes of the pool that lie in such pages alone, found once for a container instead of for each of its packets.
+    /// Empty again as soon as any page is given back.
+    found: core::ops::Range<usize>,
 }
 
 impl<P: Platform> ReceivePool<P> {
     /// Allocates a page for each slot of a ring; they are not granted yet, nor lent.
     pub(crate) fn new(platform: P, mirror: usize) -> Result<Self, Refused> {
         let pages = Granted::alloc(platform, RING_PAGES, mirror, Access::ReadWrite)?;
-        Ok(Self { pages, reading: Reading::Revoked, owned: [0; 4] })
+        Ok(Self { pages, reading: Reading::Revoked, owned: [0; 4], found: 0..0 })
     }
 
     /// Grants every page to the backend.
@@ -214,6 +217,7 @@ impl<P: Platform> ReceivePool<P> {
         let all_granted = self.owned == [0; 4];
         if all_granted {
             self.reading = reading;
+            self.found = 0..0;
         }
         all_granted
     }
@@ -239,10 +243,28 @@ impl<P: Platform> ReceivePool<P> {
             return false;
         }
         self.owned[page / 64] &= !(1 << (page % 64));
+        self.found = 0..0;
         // SAFETY: the reference came from this platform, is revoked (its bit was set) and not released. No
         // reference into the page is alive: `bytes` borrows `self`, and this method borrows it mutably.
         unsafe { self.pages.platform.regrant(self.pages.grants[page], Access::ReadWrite) };
         true
+    }
+
+    /// Returns whether all pages of a range of bytes of the pool are ours to read.
+    fn is_readable(&self, start: usize, end: usize) -> bool {
+        // A page in the mirror is the page whose second mapping it is.
+        let mut touched = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
+        match self.reading {
+            Reading::Revoked => touched.all(|page| self.owns(page % RING_PAGES)),
+            Reading::InPlace => true,
+            Reading::Copied => false,
+        }
+    }
+
+    /// Prepares for [`bytes`](Self::bytes) to be asked again and again for parts of `len` bytes from page `first` on.
+    pub(crate) fn find(&mut self, first: usize, len: usize) {
+        let start = first * PAGE_SIZE;
+        self.found = if self.is_readable(start, start + len) { start..start + len } else { 0..0 };
     }
 
     /// Lends `len` bytes from `offset` in page `first` on, over page boundaries and into the mirror. Returns
@@ -254,14 +276,8 @@ impl<P: Platform> ReceivePool<P> {
         if end > (RING_PAGES + raw.mirrored) * PAGE_SIZE || self.pages.freed {
             return None;
         }
-        // A page in the mirror is the page whose second mapping it is.
-        let mut touched = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
-        let readable = match self.reading {
-            Reading::Revoked => touched.all(|page| self.owns(page % RING_PAGES)),
-            Reading::InPlace => true,
-            Reading::Copied => false,
-        };
-        if !readable {
+        let found = self.found.start <= start && end <= self.found.end;
+        if !found && !self.is_readable(start, end) {
             return None;
         }
         // SAFETY: `start` lies in the pool, as `end` does.
@@ -269,7 +285,7 @@ impl<P: Platform> ReceivePool<P> {
         // SAFETY: the range was bounded above and is mapped while the pool lives, and this program never writes
         // the pool. No other domain writes the range while the result is alive:
         // * `Revoked`: all its pages are revoked, and none is granted again, since `regrant` borrows `self`
-        //   mutably.
+        //   mutably. Where `found` says so, they were when it was set, and it is emptied by whatever gives a page back.
         // * `InPlace`: the backend maps the pages and *could* write. It is trusted not to: this mode is only set
         //   where the toolstack wrote `trusted=1` for this vif, which says that the guest relies on its backend
         //   as it relies on domain 0. SPEC.md, section 7, obliges a backend to write a staged page only between
@@ -297,6 +313,7 @@ impl<P: Platform> ReceivePool<P> {
 
     pub(crate) fn reclaim(&mut self) -> Result<(), StillInUse> {
         self.owned = [0; 4];
+        self.found = 0..0;
         self.pages.reclaim()
     }
 }

@@ -260,6 +260,7 @@ impl<P: Platform> RxQueue<P> {
     }
 
     /// Lends a frame that [`next`](Self::next) returned last.
+    #[inline]
     pub(crate) fn bytes(&self, place: Place) -> Option<&[u8]> {
         match place {
             Place::Pool { first, offset, len } => self.pool.bytes(first, offset, len),
@@ -268,6 +269,7 @@ impl<P: Platform> RxQueue<P> {
     }
 
     /// Returns the next packet of the current container.
+    #[inline]
     fn next_packet(&mut self, counters: &mut RxCounters) -> Option<(Place, Checksum)> {
         let current = self.current.as_mut()?;
         let Some(packet) = self.manifest.packets().get(current.next) else {
@@ -440,6 +442,9 @@ impl<P: Platform> RxQueue<P> {
         counters.sequence_gaps += u64::from(header.sequence != self.sequence);
         self.sequence = header.sequence.wrapping_add(1);
         self.current = Some(Current { first, next: 0 });
+        if let Some(first) = first {
+            self.pool.find(first, len);
+        }
         self.next_packet(counters)
     }
 

@@ -296,33 +296,35 @@ impl<P: Platform> TxQueue<P> {
         counters: &mut TxCounters,
         write: F,
     ) -> Result<R, F> {
-        if self.open.is_some_and(|open| !open.writer.fits(len)) {
+        if self.open.as_ref().is_some_and(|open| !open.writer.fits(len)) {
             self.close_container(counters);
         }
-        let mut open = match self.open {
-            Some(open) => open,
-            None => match self.open_container(len, max_bytes, counters) {
-                Some(open) => open,
-                None => return Err(write),
-            },
-        };
-        let Some(buffer) = self.pool.bytes_mut(open.first, open.size) else { return Err(write) };
-        let mut write = Some(write);
-        let mut meta = Meta { gso, ..Meta::default() };
-        let pushed = open.writer.push_with(buffer, len, meta, |frame| {
-            let result = write.take().map(|write| write(frame));
-            meta.checksum = finish_checksum(frame, self.terms);
-            result
+        if self.open.is_none() {
+            self.open = self.open_container(len, max_bytes, counters);
+        }
+        let Some(open) = &mut self.open else { return Err(write) };
+        let terms = self.terms;
+        let (mut write, mut checksum) = (Some(write), Checksum::Unverified);
+        let pushed = self.pool.bytes_mut(open.first, open.size).and_then(|buffer| {
+            let fill = |frame: &mut [u8]| {
+                let result = write.take().map(|write| write(frame));
+                checksum = finish_checksum(frame, terms);
+                (result, Meta { checksum, gso })
+            };
+            open.writer.push_described(buffer, len, fill).ok().flatten()
         });
         match (pushed, write) {
-            (Ok(Some(result)), None) => {
-                open.writer.set_last_meta(buffer, meta);
-                counters.blank_checksums += u64::from(meta.checksum == Checksum::Blank);
-                self.open = Some(open);
+            (Some(result), _) => {
+                counters.blank_checksums += u64::from(checksum == Checksum::Blank);
                 Ok(result)
             }
-            (_, Some(write)) => Err(write),
-            (_, None) => unreachable!("`write` is taken where its result is kept"),
+            (None, Some(write)) => {
+                if open.writer.is_empty() {
+                    self.open = None;
+                }
+                Err(write)
+            }
+            (None, None) => unreachable!("`write` is taken where its result is kept"),
         }
     }
 

@@ -53,6 +53,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// Returns the ones' complement sum of `bytes`, unfolded to 16 bits but not inverted. Odd tails are padded.
+#[inline]
 pub fn sum(bytes: &[u8]) -> u16 {
     // Four lanes of 32-bit words in 64-bit sums: no carry is lost below 2^32 words.
     let (chunks, tail) = bytes.as_chunks::<16>();
@@ -65,22 +66,33 @@ pub fn sum(bytes: &[u8]) -> u16 {
         d += u64::from((words >> 96) as u32);
     }
     let mut total = a + b + c + d;
-    let (pairs, odd) = tail.as_chunks::<2>();
-    for pair in pairs {
-        total += u64::from(u16::from_ne_bytes(*pair));
+    let mut tail = tail;
+    if let Some((eight, rest)) = tail.split_first_chunk::<8>() {
+        let words = u64::from_ne_bytes(*eight);
+        total += u64::from(words as u32) + (words >> 32);
+        tail = rest;
     }
-    if let [last] = odd {
+    if let Some((four, rest)) = tail.split_first_chunk::<4>() {
+        total += u64::from(u32::from_ne_bytes(*four));
+        tail = rest;
+    }
+    if let Some((two, rest)) = tail.split_first_chunk::<2>() {
+        total += u64::from(u16::from_ne_bytes(*two));
+        tail = rest;
+    }
+    if let [last] = tail {
         total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
     // The sum is independent of byte order (RFC 1071 2(B)): swapped once, here.
     u16::from_be(fold(total))
 }
 
-const fn fold(mut total: u64) -> u16 {
-    while total >> 16 != 0 {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    total as u16
+const fn fold(total: u64) -> u16 {
+    // Below 2^33, then 2^18, then 2^16 + 3, then 2^16.
+    let total = (total & 0xffff_ffff) + (total >> 32);
+    let total = (total & 0xffff) + (total >> 16);
+    let total = (total & 0xffff) + (total >> 16);
+    ((total & 0xffff) + (total >> 16)) as u16
 }
 
 fn add(a: u16, b: u16) -> u16 {
@@ -92,7 +104,43 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// Returns where the frame's TCP or UDP checksum is, or `None` if it has none that is understood.
+#[inline]
 pub fn locate(frame: &[u8]) -> Option<Site> {
+    match frame.first_chunk::<42>() {
+        Some(head) if head[12] == 8 && head[13] == 0 && head[14] == 0x45 => locate_plain(head, frame.len()),
+        _ => locate_any(frame),
+    }
+}
+
+/// As [`locate`], for a frame of so many bytes that holds IPv4 without a VLAN tag and without options: most do, and
+/// this is asked of every packet.
+#[inline]
+fn locate_plain(head: &[u8; 42], len: usize) -> Option<Site> {
+    const START: usize = 34;
+    let half = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+    let word = |at: usize| u64::from(half(at)) << 16 | u64::from(half(at + 2));
+    let (protocol, field, least) = match head[23] {
+        TCP => (Protocol::Tcp, 16, 20),
+        UDP => (Protocol::Udp, 6, 8),
+        _ => return None,
+    };
+    let mut end = 14 + usize::from(half(16));
+    if end > len || end < START + least || half(20) & 0x3fff != 0 {
+        return None;
+    }
+    if protocol == Protocol::Udp {
+        // A datagram may end before its packet does, and is summed by its own length (RFC 768).
+        let own = START + usize::from(half(38));
+        if own < START + least || own > end {
+            return None;
+        }
+        end = own;
+    }
+    let pseudo = fold(word(26) + word(30) + u64::from(head[23]) + (end - START) as u64);
+    Some(Site { start: START, field, end, pseudo, protocol, ip: IpVersion::V4 })
+}
+
+fn locate_any(frame: &[u8]) -> Option<Site> {
     let mut ip = 14;
     let mut ethertype = be16(frame, 12)?;
     if ethertype == 0x8100 {
@@ -142,6 +190,7 @@ pub fn locate(frame: &[u8]) -> Option<Site> {
 }
 
 /// Verifies the frame's TCP or UDP checksum.
+#[inline]
 pub fn verify(frame: &[u8]) -> Verdict {
     let Some(site) = locate(frame) else { return Verdict::Good };
     let body = &frame[site.start..site.end];
@@ -166,6 +215,7 @@ pub fn fill(frame: &mut [u8]) -> bool {
 
 /// Leaves the frame's TCP or UDP checksum blank: the field then holds the pseudo-header's sum, as netif's
 /// `csum_blank` and Linux's `CHECKSUM_PARTIAL` want it. Returns where it is, if the frame has one.
+#[inline]
 pub fn blank(frame: &mut [u8]) -> Option<Site> {
     let site = locate(frame)?;
     let field = site.start + site.field;
@@ -234,6 +284,29 @@ mod tests {
         assert_eq!(locate(&frame), None, "a datagram shorter than its header");
         frame[39] = 14;
         assert_eq!(locate(&frame), None, "a datagram beyond its packet");
+    }
+
+    #[test]
+    fn what_is_found_quickly_is_what_is_found() {
+        let mut seed = 1u32;
+        let mut found = 0;
+        for n in 0..200_000 {
+            let mut frame = UDP4.to_vec();
+            frame.resize(45 + n % 30, 0);
+            if n % 2 == 0 {
+                (frame[17], frame[23]) = (31 + (n % 30) as u8, TCP);
+            }
+            for _ in 0..n % 4 {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let at = (seed >> 8) as usize % 46 % frame.len();
+                frame[at] =
+                    if seed >> 31 == 0 { (seed >> 20) as u8 } else { frame[at] ^ (1 << (seed >> 28 & 7)) };
+            }
+            frame.truncate(frame.len() - n % 3);
+            found += usize::from(locate_any(&frame).is_some());
+            assert_eq!(locate(&frame), locate_any(&frame), "{frame:x?}");
+        }
+        assert!(found > 50_000, "{found}");
     }
 
     #[test]

@@ -85,6 +85,7 @@ const FLAG_BLANK: u8 = 1 << 0;
 const FLAG_VALIDATED: u8 = 1 << 1;
 
 impl Meta {
+    #[inline]
     fn to_bytes(self) -> [u8; 4] {
         let flags = match self.checksum {
             Checksum::Unverified => 0,
@@ -100,6 +101,7 @@ impl Meta {
         }
     }
 
+    #[inline]
     fn from_bytes(bytes: [u8; 4]) -> Option<Self> {
         let checksum = match bytes[0] {
             0 => Checksum::Unverified,
@@ -155,6 +157,7 @@ pub struct Packet {
 
 impl Packet {
     /// Returns the packet's byte range in the container.
+    #[inline]
     pub fn range(&self) -> core::ops::Range<usize> {
         let start = usize::from(self.offset);
         start..start + usize::from(self.len)
@@ -274,6 +277,7 @@ impl Manifest {
     }
 
     /// Returns the packets of the container read last, none after a [`Reject`].
+    #[inline]
     pub fn packets(&self) -> &[Packet] {
         &self.packets[..usize::from(self.header.count)]
     }
@@ -325,6 +329,7 @@ impl Writer {
     }
 
     /// Returns how many packets are inside.
+    #[inline]
     pub fn count(&self) -> usize {
         usize::from(self.count)
     }
@@ -335,11 +340,13 @@ impl Writer {
     }
 
     /// Returns how many bytes the container has if it is finished now.
+    #[inline]
     pub fn total_bytes(&self) -> usize {
         self.end
     }
 
     /// Returns whether a packet of `len` bytes still fits.
+    #[inline]
     pub fn fits(&self, len: usize) -> bool {
         self.count < self.table_capacity && aligned(self.end) + len <= self.size
     }
@@ -354,6 +361,7 @@ impl Writer {
     /// # Errors
     /// [`Full`] when it does not fit, or when `buffer` is shorter than the container's size promised, or
     /// `len` is no length of a packet; `fill` has then not run.
+    #[inline]
     pub fn push_with<R>(
         &mut self,
         buffer: &mut [u8],
@@ -361,29 +369,37 @@ impl Writer {
         meta: Meta,
         fill: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<R, Full> {
+        self.push_described(buffer, len, |packet| (fill(packet), meta))
+    }
+
+    /// As [`push_with`](Self::push_with), for a writer that learns what travels beside the packet while writing it.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn push_described<R>(
+        &mut self,
+        buffer: &mut [u8],
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> (R, Meta),
+    ) -> Result<R, Full> {
         let start = aligned(self.end);
         if !self.fits(len) || len < MIN_PACKET_BYTES {
             return Err(Full);
         }
         let slot = HEADER_BYTES + DESCRIPTOR_BYTES * self.count();
-        let packet = buffer.get_mut(start..start + len).ok_or(Full)?;
-        let result = fill(packet);
-        let mut descriptor = [0; DESCRIPTOR_BYTES];
-        descriptor[..2].copy_from_slice(&(start as u16).to_le_bytes());
-        descriptor[2..4].copy_from_slice(&(len as u16).to_le_bytes());
-        descriptor[4..].copy_from_slice(&meta.to_bytes());
-        buffer[slot..slot + DESCRIPTOR_BYTES].copy_from_slice(&descriptor);
+        // The table lies in front of all packets, so this bounds both.
+        let (table, packets) = buffer.split_at_mut_checked(start).ok_or(Full)?;
+        let packet = packets.get_mut(..len).ok_or(Full)?;
+        let descriptor = table.get_mut(slot..slot + DESCRIPTOR_BYTES).ok_or(Full)?;
+        let (result, meta) = fill(packet);
+        let [m0, m1, m2, m3] = meta.to_bytes();
+        let [s0, s1] = (start as u16).to_le_bytes();
+        let [l0, l1] = (len as u16).to_le_bytes();
+        descriptor.copy_from_slice(&[s0, s1, l0, l1, m0, m1, m2, m3]);
         self.count += 1;
         self.end = start + len;
         Ok(result)
-    }
-
-    /// Replaces what travels beside the packet appended last, for a writer that learns it while writing.
-    pub fn set_last_meta(&mut self, buffer: &mut [u8], meta: Meta) {
-        if let Some(last) = self.count().checked_sub(1) {
-            let at = HEADER_BYTES + DESCRIPTOR_BYTES * last + 4;
-            buffer[at..at + 4].copy_from_slice(&meta.to_bytes());
-        }
     }
 
     /// Writes the header and returns the container's length in bytes. The writer is then empty, for the next
