@@ -179,7 +179,9 @@ impl Udp<'_> {
         to: impl Into<udp::UdpMetadata>,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), udp::SendError> {
-        self.socket.send(len, to).map(fill)
+        let queued = self.socket.send(len, to).map(fill);
+        self.watch.crowded |= queued.is_err();
+        queued
     }
 
     /// Tells whether the socket can queue a datagram of this size now.

@@ -22,6 +22,9 @@ use crate::app::{App, Next, Starter};
 use crate::forward::Routed;
 use crate::settings::Addressing;
 
+/// Times that an app may fill its sockets before what it sent is handed over.
+const ROUNDS: usize = 4;
+
 /// An interface that has been up.
 pub(super) struct Link {
     number: u32,
@@ -165,11 +168,18 @@ impl Link {
             address::follow_lease(&self.name, &mut self.interface, &mut self.sockets, client, console);
         }
         self.announce(console);
-        if let Some(mut app) = self.app.take() {
-            self.next = app.poll(&mut self.net(now_ns, console));
-            self.app = Some(app);
+        for _ in 0..ROUNDS {
+            self.watch.crowded = false;
+            if let Some(mut app) = self.app.take() {
+                self.next = app.poll(&mut self.net(now_ns, console));
+                self.app = Some(app);
+            }
+            moved |= self.send_all(nic, now);
+            // What an app still has leaves in the same containers, and with the same event.
+            if !self.watch.crowded || self.watch.transmit == Transmit::Full {
+                break;
+            }
         }
-        moved |= self.send_all(nic, now);
         if let Some(transit) = transit {
             let ended = transit.end(nic);
             moved |= ended.has_sent;

@@ -28,6 +28,8 @@ pub(super) struct Watch {
     pub(super) transmit: Transmit,
     /// Buffers that the stack took since then, to send from.
     pub(super) batch_sent: usize,
+    /// Whether an app had more to send than its socket took since this was last cleared.
+    pub(super) crowded: bool,
 }
 
 /// Whether the NIC took every frame that the stack had for it.
