@@ -12,29 +12,28 @@ pub mod elsewhere;
 pub mod error;
 pub mod nodes;
 pub mod plane;
+mod recall;
+mod request;
 mod uplinks;
 pub mod views;
 
 use std::collections::BTreeMap;
 
-use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
-
 use crate::class::Classes;
 use crate::policy::Policy;
 use crate::port::spec::PortSpec;
 use crate::port::tap::Origin;
-use crate::rules::Rules;
 use crate::store::{Store, StoreError, WatchEvent};
-use crate::switch::{Mac, Segment};
+use crate::switch::Segment;
 use crate::vif::Rings;
 use crate::xen::DomainId;
-use attachment::{Attachment, Memory, Remembrance};
+use attachment::{Attachment, Memory};
 use configured::Wanted;
-use details::{Containers, Mapping};
 use device::{Device, Stage};
 use error::{Failure, FailureKind};
 use nodes::{Domain, Keeper, Nodes};
 use plane::DataPlane;
+pub use request::AttachRequest;
 use uplinks::Uplinks;
 
 /// How long a frontend may take to close before it is closed without it.
@@ -45,69 +44,6 @@ pub const REBOOT_PATIENCE_NS: u64 = 120_000_000_000;
 pub const DEFAULT_SIZE_BYTES: u32 = 65_536;
 /// The segment of guests without an uplink.
 const LOCAL: Segment = Segment(1);
-
-/// What an operator wants attached.
-#[derive(Clone, Debug)]
-pub struct AttachRequest {
-    /// The guest, by name or number.
-    pub domain: String,
-    /// The interface's number; the lowest free one when absent.
-    pub vif: Option<u32>,
-    /// Its address; derived from the guest's UUID when absent.
-    pub mac: Option<Mac>,
-    /// The uplink of its segment; none for a segment of guests alone.
-    pub port: Option<PortSpec>,
-    /// When containers go out.
-    pub policy: Policy,
-    /// Packets that do not wait.
-    pub urgent: Classes,
-    /// The largest container.
-    pub size_bytes: u32,
-    /// Whether containers are offered.
-    pub containers: Containers,
-    /// What the guest is held to.
-    pub rules: Rules,
-    /// Whether it may have its pages mapped.
-    pub mapping: Mapping,
-}
-
-impl AttachRequest {
-    /// Judges what can be judged without looking for the guest.
-    ///
-    /// # Errors
-    /// [`Failure`] of the kind [`FailureKind::BadValue`].
-    pub fn judge(&self) -> Result<(), Failure> {
-        let bad = |message: String| Err(Failure::new(FailureKind::BadValue, message));
-        if !(MIN_SIZE_BYTES..=MAX_RX_BYTES).contains(&(self.size_bytes as usize)) {
-            let range = format!("{MIN_SIZE_BYTES} to {MAX_RX_BYTES}");
-            return bad(format!("bad container size {}: it can be {range} bytes", self.size_bytes));
-        }
-        if let Some(mac) = self.mac
-            && mac.is_group()
-        {
-            return bad(format!("bad mac {mac}: the first byte of a guest's own address is even"));
-        }
-        Ok(())
-    }
-
-    /// Returns what is remembered of it, for a domain and an interface.
-    fn attachment(&self, domain: &Domain, vif: u32) -> Attachment {
-        Attachment {
-            mac: self.mac.unwrap_or_else(|| derived_mac(&domain.uuid, vif)),
-            uuid: domain.uuid.clone(),
-            name: domain.name.clone(),
-            vif,
-            port: self.port.clone(),
-            policy: self.policy,
-            urgent: self.urgent,
-            size_bytes: self.size_bytes,
-            containers: self.containers,
-            rules: self.rules,
-            mapping: self.mapping,
-            configured: false,
-        }
-    }
-}
 
 /// What became of a detachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,55 +104,6 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     /// Returns the data path.
     pub fn data(&mut self) -> &mut D {
         &mut self.data
-    }
-
-    /// Attaches the guests that were attached before, and removes what an earlier daemon left of others.
-    ///
-    /// # Errors
-    /// [`Failure`], when what was remembered cannot be read.
-    pub fn recall(&mut self, now_ns: u64) -> Result<(), Failure> {
-        let Remembrance { attachments, devices } = self.memory.load().map_err(|error| {
-            let message = format!("{error}; remove the file to start without remembered attachments");
-            Failure::new(FailureKind::Other, message)
-        })?;
-        self.uplinks.inherit(devices);
-        for attachment in attachments {
-            if let Some(spec) = &attachment.port
-                && let Err(failure) = self.uplinks.open(spec, &mut self.data)
-            {
-                tracing::warn!("not attaching {:?} again: {failure}", attachment.name);
-                continue;
-            }
-            self.remembered.push(Remembered { attachment, gone_since_ns: Some(now_ns) });
-        }
-        self.welcome(now_ns)?;
-        self.adopt_all(now_ns)?;
-        self.watch_for_adoption()?;
-        self.clear_leftovers()?;
-        self.uplinks.remove_inherited();
-        self.save();
-        Ok(())
-    }
-
-    /// Removes backend directories of our type that belong to no attachment.
-    fn clear_leftovers(&mut self) -> Result<(), StoreError> {
-        let root = nodes::backend_root(self.own);
-        for domain in crate::store::children(&self.store, &root)? {
-            for vif in crate::store::children(&self.store, &format!("{root}/{domain}"))? {
-                if let (Ok(id), Ok(vif)) = (domain.parse(), vif.parse())
-                    && !self.devices.contains_key(&(DomainId(id), vif))
-                {
-                    let of_dom0 = Nodes::of_dom0(self.own, DomainId(id), vif);
-                    if of_dom0.wanted_by_dom0(&self.store)?.is_some() {
-                        of_dom0.remove(&self.store)?;
-                        continue;
-                    }
-                    tracing::info!("removing what an earlier daemon left of vif {vif} of domain {id}");
-                    Nodes::new(self.own, DomainId(id), vif).remove(&self.store)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Finds a domain by name or number.
@@ -332,22 +219,6 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             .collect();
         if uplinks.close_all_but(&used, data) {
             self.save();
-        }
-    }
-
-    /// Ends in order, with no interface left: what was made is removed. What is remembered stays so.
-    pub fn end(&mut self) {
-        self.uplinks.close_all_but(&[], &mut self.data);
-        self.save();
-    }
-
-    fn save(&self) {
-        let all = Remembrance {
-            attachments: self.remembered.iter().map(|r| r.attachment.clone()).collect(),
-            devices: self.uplinks.made(),
-        };
-        if let Err(error) = self.memory.save(&all) {
-            tracing::warn!("attachments will not be known after a restart: {error}");
         }
     }
 
@@ -581,14 +452,4 @@ fn find_domain(store: &impl Store, own: DomainId, name: &str) -> Result<Domain, 
         let message = format!("no domain {name:?}; there are: {there_are} (see `xl list`)");
         Failure::new(FailureKind::NotFound, message)
     })
-}
-
-/// Derives an address from a guest's UUID, in Xen's own range (00:16:3e), so that it stays the same.
-fn derived_mac(uuid: &str, vif: u32) -> Mac {
-    // FNV-1a.
-    let bytes = uuid.bytes().chain(vif.to_le_bytes());
-    let hash =
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let [a, b, c, ..] = hash.to_be_bytes();
-    Mac([0x00, 0x16, 0x3e, a & 0x7f, b, c])
 }
