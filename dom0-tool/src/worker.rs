@@ -6,6 +6,7 @@
 //! It tells its caller when the next pass is due. It knows no xenstore, and neither waits nor makes threads.
 
 mod attach;
+mod glance;
 mod load;
 mod senders;
 mod stream;
@@ -32,6 +33,7 @@ use crate::vif::tx::{Left, Scratch};
 use crate::vif::{Counters, Fault, Vif};
 use crate::xen::{Copies, EventPort, Xen};
 pub use attach::ConnectError;
+use glance::{Glance, Glances};
 use load::Load;
 use stream::Running;
 pub use stream::Target;
@@ -139,6 +141,7 @@ pub struct Worker<X: Xen, C> {
     /// The port whose TX ring is read first.
     first_sender: usize,
     load: Load,
+    glances: Glances,
     capture: Option<Box<Capture>>,
     stream: Option<Running>,
     faults: Vec<(PortId, Fault)>,
@@ -165,6 +168,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             put_off_until_ns: 0,
             first_sender: 0,
             load: Load::default(),
+            glances: Glances::new(),
             capture: None,
             stream: None,
             faults: Vec::with_capacity(crate::fabric::MAX_GUESTS),
@@ -216,8 +220,19 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         })
     }
 
+    /// Notes that no event channel was pending when a sleep ended: the next pass need not look.
+    pub fn note_no_event(&mut self) {
+        self.glances.note_no_event(self.counters.passes);
+    }
+
+    /// Notes that an uplink had nothing when a sleep ended: the next pass need not look.
+    pub fn note_uplink_silence(&mut self, id: PortId) {
+        self.glances.note_silence(self.counters.passes, id);
+    }
+
     /// Counts a sleep that an uplink ended, for whoever waits on the worker's behalf.
     pub fn note_uplink_wakeup(&mut self, id: PortId, readiness: Readiness) {
+        self.glances.note_wakeup(self.counters.passes, id);
         if let Some(Port { kind: Kind::Uplink { link, counters }, .. }) = self.fabric.port_mut(id) {
             counters.wakeups += 1;
             if readiness == Readiness::Failed {
@@ -323,6 +338,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     }
 
     fn take_events(&mut self) -> usize {
+        if self.glances.skips_events(self.counters.passes) {
+            return 0;
+        }
         let taken = self.xen.take_pending(&mut self.pending);
         for port in &self.pending[..taken] {
             let Some(Some(id)) = self.owners.get(port.0 as usize).copied() else { continue };
@@ -378,10 +396,13 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             if !matches!(self.fabric.ports[at], Some(Port { kind: Kind::Uplink { .. }, .. })) {
                 continue;
             }
+            let glance = self.glances.of(self.counters.passes, at);
             let Some(mut port) = self.fabric.ports[at].take() else { continue };
-            if let Kind::Uplink { link, counters } = &mut port.kind {
+            if let Kind::Uplink { link, counters } = &mut port.kind
+                && (glance != Glance::None || link.has_own())
+            {
                 let before = counters.received;
-                let mut budget = Budget::new();
+                let mut budget = if glance == Glance::First { Budget::one() } else { Budget::new() };
                 let from = Origin {
                     port: PortId(at as u16),
                     segment: port.segment,
@@ -401,11 +422,15 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                         capture.take(now_ns, Way::In, fabric.take_travel(), frame);
                     }
                 });
-                if !budget.is_left() {
+                if !budget.is_left() && glance != Glance::First {
                     left = Left::Some;
                 }
-                frames += (counters.received - before) as usize;
-                counters.batches += u64::from(counters.received > before);
+                let taken = (counters.received - before) as usize;
+                if taken > 0 {
+                    frames += taken;
+                    counters.batches += 1;
+                    self.glances.note_frames(self.counters.passes, at);
+                }
             }
             self.fabric.ports[at] = Some(port);
         }

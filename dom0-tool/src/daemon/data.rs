@@ -118,17 +118,21 @@ fn sleep(worker: &mut LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Optio
             used += 1;
         }
     }
-    // Interrupted or not, the next pass looks at everything.
-    let woken = poll(&mut list[..used], timeout).is_ok_and(|ready| ready > 0);
-    if !woken || used == first {
+    // Interrupted, the next pass looks at everything.
+    if poll(&mut list[..used], timeout).is_err() {
         return;
     }
     let ready: [PollFlags; MOST] = std::array::from_fn(|at| list[at].revents());
+    if first > 1 && ready[1].is_empty() {
+        worker.note_no_event();
+    }
     for (port, flags) in ports.iter().zip(&ready).take(used).skip(first) {
         if flags.contains(PollFlags::ERR) {
             worker.note_uplink_wakeup(*port, Readiness::Failed);
         } else if flags.contains(PollFlags::IN) {
             worker.note_uplink_wakeup(*port, Readiness::Readable);
+        } else if flags.is_empty() {
+            worker.note_uplink_silence(*port);
         }
     }
 }

@@ -34,6 +34,10 @@ impl Uplink for Discard {
         self.link.descriptor()
     }
 
+    fn has_own(&self) -> bool {
+        self.answer.is_some()
+    }
+
     fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {
         if let Some(answer) = self.answer.take() {
             budget.spend(answer.len());
@@ -119,7 +123,9 @@ mod tests {
             frames
         };
         assert_eq!(port.send(&question([10, 0, 0, 9]), Meta::default()), Sent::Yes);
+        assert!(port.has_own(), "nobody else knows of it");
         let answer = received(&mut port).remove(0);
+        assert!(!port.has_own());
         assert_eq!(answer[..14], [2, 0, 0, 0, 0, 7, 2, 0, 0, 0, 0, 9, 8, 6]);
         assert_eq!(answer[20..32], [0, 2, 2, 0, 0, 0, 0, 9, 10, 0, 0, 9]);
         assert_eq!(answer[32..42], [2, 0, 0, 0, 0, 7, 10, 0, 0, 2]);

@@ -44,6 +44,11 @@ impl Budget {
         Self { frames: BATCH_FRAMES, bytes: BATCH_BYTES }
     }
 
+    /// Makes one for a single frame.
+    pub fn one() -> Self {
+        Self { frames: 1, bytes: BATCH_BYTES }
+    }
+
     /// Returns whether another frame may be handed over.
     pub fn is_left(self) -> bool {
         self.frames > 0 && self.bytes > 0
@@ -97,6 +102,11 @@ pub trait Uplink: Send {
     /// Returns the descriptor that is readable when there is something to receive; an uplink without one is
     /// asked in every pass.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Returns whether there is something to receive that the descriptor does not tell of.
+    fn has_own(&self) -> bool {
+        false
+    }
 
     /// Hands over what is there, oldest first and as far as the budget goes, without waiting. Frames are lent.
     fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta));
