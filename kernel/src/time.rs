@@ -2,6 +2,7 @@
 //! Sleeping is here too, because Xen's poll takes both a time and ports.
 
 use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use drayage_kernel::pvclock::ClockParams;
 use spin::Once;
@@ -14,6 +15,8 @@ use crate::{hypercall, idle, shared_info, xenstore};
 const MAX_POLL_PORTS: usize = 32;
 
 static TSC_CLOCK: Once<ClockParams> = Once::new();
+/// What the clock last said.
+static LAST_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns nanoseconds on a clock that only runs forwards: under Xen the host's system time (so that two guests
 /// of one host can compare), else the time since boot.
@@ -26,7 +29,16 @@ pub(crate) fn now_ns() -> u64 {
             None => return 0,
         },
     };
-    params.system_time_ns(tsc())
+    let now_ns = params.system_time_ns(tsc());
+    LAST_NS.store(now_ns, Ordering::Relaxed);
+    now_ns
+}
+
+/// Returns what the clock said when it was last looked at, which the loop does in every round. Where Xen emulates the
+/// time stamp counter, a look is an exit from the guest.
+#[inline]
+pub(crate) fn recent_ns() -> u64 {
+    LAST_NS.load(Ordering::Relaxed)
 }
 
 /// Returns nanoseconds since 1970, where somebody knows. Xen 4.17 tells a PVH guest only when its clock is set.

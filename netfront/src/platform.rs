@@ -144,7 +144,8 @@ pub unsafe trait Platform {
     /// Returns whether the channel is pending, and clears it.
     fn take_pending(&self, port: Port) -> bool;
 
-    /// Returns a monotonic time, in nanoseconds. Cheap: no hypercall.
+    /// Returns a monotonic time, in nanoseconds, that moves on at least once in every round of the poll loop. Cheap: no
+    /// hypercall.
     fn now_ns(&self) -> u64;
 }
 
