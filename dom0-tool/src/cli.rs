@@ -95,7 +95,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// TOML file: socket, memory, realtime, no_sandbox, [worker] threads, pin, busy_frames, holdoff_us and busy_poll_us,
+    /// TOML file: socket, memory, realtime, no_sandbox, [worker] threads, pin, busy_frames, holdoff_us, holdoff_most_us and busy_poll_us,
     /// [attach] policy and urgent, [metrics] listen and public, and a [[guest]] table with name or uuid and the options
     /// of attach for each interface that is attached when its guest appears. SIGHUP reads it again.
     #[arg(long, value_name = "FILE")]

@@ -52,8 +52,11 @@ pub struct Settings {
     /// When this many frames or more came in within about one hold-off, the next look at uplinks and at guests
     /// that send is put off, so that one wake-up serves many packets.
     pub busy_frames: usize,
-    /// For how long; 0 for never.
+    /// For how long at least; 0 for never.
     pub holdoff_us: u32,
+    /// For how long at most, where looks bring few frames, and longer waits bring more. Not where a guest's policy is
+    /// a bound on delay.
+    pub holdoff_most_us: u32,
     /// How long to look again and again before sleeping, where frames came so close after each other that this
     /// would have caught them; no look is put off then. It costs a processor of its own; 0 for never.
     pub busy_poll_us: u32,
@@ -61,7 +64,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { busy_frames: 8, holdoff_us: 100, busy_poll_us: 0 }
+        Self { busy_frames: 8, holdoff_us: 100, holdoff_most_us: 400, busy_poll_us: 0 }
     }
 }
 
@@ -317,9 +320,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             self.load.note(now_ns, busy, holdoff_ns, poll_ns);
             polls = !again && self.load.is_worth_polling(now_ns, poll_ns);
             self.counters.polls += u64::from(polls && busy == 0);
-            if !again && !polls && busy > 0 && self.load.reaches(self.settings.busy_frames) {
-                self.put_off_until_ns = now_ns + holdoff_ns;
-                self.counters.put_off += 1;
+            if !again && !polls {
+                let most_ns = self.longest_holdoff_ns(holdoff_ns);
+                let busy_frames = self.settings.busy_frames;
+                let put_off_ns = self.load.put_off_ns(now_ns, busy_frames, holdoff_ns, most_ns);
+                self.put_off_until_ns = now_ns + put_off_ns;
+                self.counters.put_off += u64::from(put_off_ns > 0);
             }
         }
         let mut when = earlier(earlier(stream, handed), held);
@@ -335,6 +341,15 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             when = Wish::Now;
         }
         Next { when, uplinks }
+    }
+
+    /// Returns for how long a look may be put off at most: no longer than always where a guest's packets have a bound.
+    fn longest_holdoff_ns(&self, least_ns: u64) -> u64 {
+        let bounded = self.fabric.ports.iter().flatten().any(|port| match &port.kind {
+            Kind::Guest { vif, .. } => vif.rx.has_bound(),
+            Kind::Uplink { .. } | Kind::Trunk(_) => false,
+        });
+        if bounded { least_ns } else { u64::from(self.settings.holdoff_most_us) * 1000 }
     }
 
     fn take_events(&mut self) -> usize {

@@ -210,6 +210,11 @@ impl<P: SharedWords> Rx<P> {
         }
     }
 
+    /// Returns whether the policy is a bound on delay.
+    pub fn has_bound(&self) -> bool {
+        self.slo.is_some()
+    }
+
     /// Returns how long packets were held.
     pub fn holds(&self) -> &Holds {
         &self.holds
