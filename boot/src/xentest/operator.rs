@@ -45,6 +45,11 @@ fn doctor(bench: &mut Bench) -> Result<()> {
         let good = all.iter().any(|check| check["name"] == name && check["verdict"] == "ok");
         ensure!(good, "{name} is not good: {checks}");
     }
+    // Which CPU is whose: both of the machine's are found, and dom0 has the first.
+    let cores: Value = bench.dom0.json("drayage doctor --cores --json", Duration::from_secs(20))?;
+    let of_first = cores["uses"][0]["runs"][0].as_str().unwrap_or_default();
+    let found = cores["host"]["cpus"].as_array().map_or(0, Vec::len);
+    ensure!(found == 2 && of_first == "Domain-0 vCPU 0: interrupts and worker 0", "{cores}");
     // One made bad: it is named, and what to do about it; the others stay good.
     bench.dom0.shell("mv /dev/net/tun /dev/net/tun.away")?;
     let found = bench.dom0.attempt("drayage doctor");
