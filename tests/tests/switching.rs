@@ -1,15 +1,18 @@
 //! Who hears whom: the real worker between guests played by hand, under the rules of an operator and under netif's
 //! own multicast control.
 
+use drayage::aggregate::Wrap;
 use drayage::rules::Rules;
 use drayage::vif::multicast::{Groups, MAX_GROUPS};
-use drayage::vif::{Connection, Rings};
+use drayage::vif::{Connection, Rings, rx, tx};
 use drayage::worker::{Settings, Worker};
 use drayage_tests::back::{Back, Life, Shelf};
 use drayage_tests::cable::{End, cable};
+use drayage_tests::hand;
 use drayage_tests::rawfront::{RawFront, mac};
 use drayage_tests::uplink::{Arriving, CableUplink};
 use drayage_tests::world::{LAN, WorldClock};
+use drayage_wire::container::Manifest;
 use drayage_wire::netif::{ExtraInfo, ExtraKind, TxRequest, status, tx_flags};
 use memxen::{DomainId, Hypervisor};
 
@@ -109,6 +112,96 @@ fn a_locked_guest_sends_as_itself_and_nobody_else() {
     bench.passes();
     assert_eq!(free.frames(), [frame(STRANGER, FAR, 5)]);
     assert_eq!(bench.counters(&locked).drops.total(), 9);
+    bench.hv.assert_clean();
+}
+
+/// Takes the packets out of the containers that came to a guest.
+fn unpacked(front: &mut RawFront) -> Vec<Vec<u8>> {
+    let mut manifest = Manifest::new();
+    let mut packets = Vec::new();
+    for container in front.frames() {
+        manifest.read(&container).expect("a good container");
+        packets.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
+    }
+    packets
+}
+
+#[test]
+fn a_container_is_handed_on_whole_only_where_all_of_it_may_go_there() {
+    const COUNT: usize = 48;
+    let containers = |connection: &mut Connection| {
+        connection.rx_format = rx::Format::Containers { size: 16_384, wrap: Wrap::Allowed };
+    };
+    let honest = |to| (0..COUNT).map(|n| frame(to, own(5), n as u8)).collect::<Vec<_>>();
+    let among = |other: Vec<u8>| {
+        let mut frames = honest(own(6));
+        frames[COUNT / 2] = other;
+        frames
+    };
+    let cases = [
+        ("all for one", honest(own(6)), 1),
+        ("one for another guest", among(frame(own(7), own(5), 0xaa)), COUNT),
+        ("one as somebody else", among(frame(own(6), STRANGER, 0xbb)), COUNT),
+        ("one for everybody", among(frame(BROADCAST, own(5), 0xcc)), COUNT),
+        ("to one whom it may not reach", honest(own(8)), 0),
+    ];
+    for (case, sent, most_copies) in cases {
+        let mut bench = Bench::new();
+        let mut sender = bench.guest(5, |connection| {
+            connection.rules = Rules { locked_mac: true, isolated: true };
+            connection.tx_format = tx::Format::Containers { size: 65_535 };
+        });
+        let mut others = [6, 7].map(|id| bench.guest(id, containers));
+        let mut isolated = bench.guest(8, |connection| {
+            containers(connection);
+            connection.rules = ISOLATED;
+        });
+        let bytes = hand::container(&sent.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0);
+        bench.sends(&mut sender, &bytes);
+        for (other, id) in others.iter_mut().zip([6, 7]) {
+            let mine = |f: &&Vec<u8>| (f[..6] == own(id) || f[..6] == BROADCAST) && f[6..12] == own(5);
+            assert!(unpacked(other).iter().eq(sent.iter().filter(mine)), "{case}: guest {id}");
+        }
+        assert_eq!(isolated.frames().len(), 0, "{case}");
+        let copies = bench.counters(&others[0]).rx.copies as usize;
+        assert!(copies <= most_copies && (copies == 1) == (most_copies == 1), "{case}: {copies} copies");
+        let drops = bench.counters(&sender).drops;
+        let spoofed = sent.iter().filter(|f| f[6..12] != own(5)).count() as u64;
+        let forbidden = sent.iter().filter(|f| f[..6] == own(8)).count() as u64;
+        assert_eq!((drops.wrong_source, drops.isolated), (spoofed, forbidden), "{case}");
+        bench.hv.assert_clean();
+    }
+}
+
+#[test]
+fn what_lies_between_the_packets_of_a_container_reaches_nobody() {
+    let mut bench = Bench::new();
+    let mut sender = bench.guest(5, |connection| {
+        connection.tx_format = tx::Format::Containers { size: 65_535 };
+    });
+    let mut receiver = bench.guest(6, |connection| {
+        connection.rx_format = rx::Format::Containers { size: 16_384, wrap: Wrap::Allowed };
+    });
+    // Of a length after which the next packet does not begin at once.
+    let sent: Vec<_> = (0..48).map(|n| [frame(own(6), own(5), n), vec![n]].concat()).collect();
+    let mut bytes = hand::container(&sent.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0);
+    let mut manifest = Manifest::new();
+    let gaps = |manifest: &Manifest| {
+        let ends = manifest.packets().iter().map(|packet| packet.range().end);
+        ends.zip(manifest.packets().iter().skip(1).map(|packet| packet.range().start)).collect::<Vec<_>>()
+    };
+    manifest.read(&bytes).expect("a good container");
+    for (end, start) in gaps(&manifest) {
+        assert!(end < start);
+        bytes[end..start].fill(0xee);
+    }
+    bench.sends(&mut sender, &bytes);
+    let [arrived] = receiver.frames().try_into().expect("one container");
+    manifest.read(&arrived).expect("a good container");
+    assert_eq!(bench.counters(&receiver).rx.copies, 1, "it went whole");
+    for (end, start) in gaps(&manifest) {
+        assert!(arrived[end..start].iter().all(|byte| *byte == 0), "{end}..{start}");
+    }
     bench.hv.assert_clean();
 }
 
