@@ -160,7 +160,8 @@ pub(crate) struct AttachArgs {
     /// Address; derived from the guest's UUID when absent.
     #[arg(long)]
     pub(crate) mac: Option<String>,
-    /// Uplink, as tap:NAME[,bridge=BRIDGE][,vhost=auto|on|off], packet:DEVICE or xdp:DEVICE[,queue=N][,mode=MODE];
+    /// Uplink, as tap:NAME[,bridge=BRIDGE][,vhost=auto|on|off], packet:DEVICE[,ring=v2|v3][,retire_ms=N] or
+    /// xdp:DEVICE[,queue=N][,mode=MODE];
     /// guests without one hear each other only. TAPs take frames by /dev/vhost-net where there is one.
     #[arg(long)]
     pub(crate) port: Option<String>,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::aggregate::REGION_BYTES;
 use crate::capture::Travel;
 use crate::memory::Pages;
-use crate::port::{Sent, Uplink};
+use crate::port::{By, Sent, Uplink};
 use crate::rules::Guard;
 use crate::switch::{Decision, Mac, PortId, Segment, Switch};
 use crate::trunk::queue::{Label, Share};
@@ -48,6 +48,9 @@ pub struct UplinkCounters {
     pub receive_drops: u64,
     /// Sleeps that it ended.
     pub wakeups: u64,
+    /// By what its frames go.
+    #[serde(default)]
+    pub by: By,
 }
 
 /// A port.

@@ -9,6 +9,7 @@ use crate::control::views::{Interface, InterfaceStats};
 use crate::cores::Proposal;
 use crate::doctor::{Check, Verdict};
 use crate::ipc::Stats;
+use crate::port::By;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -20,6 +21,15 @@ fn table(header: &[&str]) -> Table {
 /// Says how packets get into a guest's pages and out of them.
 fn mode(staged_pages: u64) -> String {
     if staged_pages == 0 { "copy".into() } else { format!("staged ({staged_pages} pages)") }
+}
+
+/// Names an uplink, and by what its frames go.
+fn port(one: &Interface) -> String {
+    match (&one.port, one.port_by) {
+        (None, _) => "-".into(),
+        (Some(port), None | Some(By::Other)) => port.clone(),
+        (Some(port), Some(by)) => format!("{port} ({by})"),
+    }
 }
 
 /// Shows what is attached.
@@ -55,7 +65,7 @@ pub fn interfaces(list: &[Interface]) -> String {
             one.domain.map_or("-".into(), |id| id.to_string()),
             one.vif.to_string(),
             one.mac.clone(),
-            one.port.clone().unwrap_or_else(|| "-".into()),
+            port(one),
             one.state.clone(),
             containers.into(),
             one.staged_pages.map_or("-".into(), mode),

@@ -248,7 +248,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     pub fn uplink_counters(&self, id: PortId) -> Option<UplinkCounters> {
         match &self.fabric.ports.get(usize::from(id.0))?.as_ref()?.kind {
             Kind::Uplink { link, counters } => {
-                Some(UplinkCounters { receive_drops: link.receive_drops(), ..*counters })
+                Some(UplinkCounters { receive_drops: link.receive_drops(), by: link.by(), ..*counters })
             }
             Kind::Guest { .. } | Kind::Trunk(_) => None,
         }

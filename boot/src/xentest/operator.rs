@@ -81,6 +81,10 @@ fn bridge(bench: &mut Bench) -> Result<()> {
     ensure!(master.contains(&format!("master {BRIDGE}")), "the TAP is on no bridge: {master}");
     let said = backend::log(bench.dom0)?;
     ensure!(said.contains("frames go to it by /dev/vhost-net"), "frames go to the TAP one by one:\n{said}");
+    let list: Value = bench.dom0.json("drayage list --json", Duration::from_secs(20))?;
+    ensure!(list[0]["port_by"] == "vhost", "{list}");
+    let table = bench.dom0.shell("drayage list")?;
+    ensure!(table.contains(&format!("tap:{TAP},bridge={BRIDGE} (vhost)")), "{table}");
     bench.dom0.unpause(NAME)?;
     for ip in GUEST {
         bench.await_answer(ip)?;

@@ -8,6 +8,7 @@ use super::device::Stage;
 use super::error::{Failure, FailureKind};
 use super::plane::DataPlane;
 use crate::UplinkCounters;
+use crate::port::By;
 use crate::rules::Rules;
 use crate::store::Store;
 use crate::switch::PortId;
@@ -29,6 +30,9 @@ pub struct Interface {
     pub mac: String,
     /// The uplink of its segment.
     pub port: Option<String>,
+    /// By what that one's frames go.
+    #[serde(default)]
+    pub port_by: Option<By>,
     /// `waiting`, `connected`, `closing`, `refused` or `gone`.
     pub state: String,
     /// Whether containers are offered.
@@ -105,13 +109,15 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         let view = |domain,
                     attachment: &super::Attachment,
                     state: &str,
-                    agreed: Option<(bool, bool, u64)>| Interface {
+                    agreed: Option<(bool, bool, u64)>,
+                    port_by: Option<By>| Interface {
             domain,
             name: attachment.name.clone(),
             uuid: attachment.uuid.clone(),
             vif: attachment.vif,
             mac: attachment.mac.to_string(),
             port: attachment.port.as_ref().map(ToString::to_string),
+            port_by,
             state: state.into(),
             containers: attachment.containers,
             rx_containers: agreed.map(|(rx, ..)| rx),
@@ -123,7 +129,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             mapping: attachment.mapping,
             staged_pages: agreed.map(|(_, _, pages)| pages),
         };
-        let data = &mut self.data;
+        let (data, uplinks) = (&mut self.data, &self.uplinks);
         let devices = self.devices.values().map(|device| {
             let agreed = match device.stage {
                 Stage::Connected { port, rx_containers, tx_containers } => {
@@ -132,10 +138,12 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                 }
                 _ => None,
             };
-            view(Some(device.domain.id.0), &device.attachment, state(device.stage), agreed)
+            let uplink = device.attachment.port.as_ref().and_then(|spec| uplinks.get(spec));
+            let by = uplink.and_then(|open| data.uplink_counters(open.port)).map(|counters| counters.by);
+            view(Some(device.domain.id.0), &device.attachment, state(device.stage), agreed, by)
         });
         let gone = self.remembered.iter().filter(|r| r.gone_since_ns.is_some());
-        devices.chain(gone.map(|r| view(None, &r.attachment, "gone", None))).collect()
+        devices.chain(gone.map(|r| view(None, &r.attachment, "gone", None, None))).collect()
     }
 
     /// Returns the counters of all interfaces.

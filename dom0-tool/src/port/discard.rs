@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 
 use drayage_wire::container::Meta;
 
-use super::{Budget, Flushed, Sent, Uplink};
+use super::{Budget, By, Flushed, Sent, Uplink};
 
 /// The station's hardware address: locally administered, and none that anybody else has on a segment.
 pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x09];
@@ -46,6 +46,10 @@ impl Uplink for Discard {
         if budget.is_left() {
             self.link.receive(budget, each);
         }
+    }
+
+    fn by(&self) -> By {
+        self.link.by()
     }
 
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent {

@@ -22,6 +22,7 @@ pub mod xdp;
 use std::os::fd::BorrowedFd;
 
 use drayage_wire::container::Meta;
+use serde::{Deserialize, Serialize};
 
 /// The longest frame that an uplink hands over: 64 KiB and an Ethernet header with a VLAN tag.
 pub const MAX_FRAME_BYTES: usize = 65_535 + 18;
@@ -75,6 +76,36 @@ pub fn mtu_of(device: &str) -> std::io::Result<u16> {
     device::mtu(&device::control_socket()?, device)
 }
 
+/// By what an uplink's frames go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// Into a TAP device by the kernel's vhost thread, many at a time.
+    Vhost,
+    /// Into a TAP device by a `write()` each.
+    Write,
+    /// Out of a ring of slots of a packet socket's.
+    #[serde(rename = "tpacket-v2")]
+    TpacketV2,
+    /// Out of a ring of blocks of a packet socket's.
+    #[serde(rename = "tpacket-v3")]
+    TpacketV3,
+    /// By an XDP program in the driver.
+    XdpDriver,
+    /// By an XDP program in the stack.
+    XdpStack,
+    /// By something that has no choice.
+    #[default]
+    Other,
+}
+
+impl std::fmt::Display for By {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // As scripts read it.
+        self.serialize(f)
+    }
+}
+
 /// What came of sending a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
@@ -111,7 +142,13 @@ pub trait Uplink: Send {
     /// Hands over what is there, oldest first and as far as the budget goes, without waiting. Frames are lent.
     fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta));
 
-    /// Sends a frame, or keeps a copy until the next [`flush`](Self::flush), without waiting.
+    /// Says by what its frames go now.
+    fn by(&self) -> By {
+        By::Other
+    }
+
+    /// Sends a frame, or keeps a copy until the next [`flush`](Self::flush), without waiting; only for room in a ring that
+    /// the kernel's vhost thread empties it waits, up to 2 ms.
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent;
 
     /// Sends what waits; called at the end of every pass.

@@ -1,5 +1,5 @@
 //! How people name a port: `tap:NAME[,bridge=BRIDGE][,vhost=USE][,discard=ADDRESS]`,
-//! `packet:DEVICE` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
+//! `packet:DEVICE[,ring=FORMAT][,retire_ms=N]` or `xdp:DEVICE[,queue=N][,mode=MODE]`.
 //!
 //! It knows text only.
 
@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use super::device::IFNAMSIZ;
 
 /// What the name of a port may be, for help texts and errors.
-pub const SYNTAX: &str = "tap:NAME[,bridge=BRIDGE][,vhost=auto|on|off][,discard=ADDRESS], packet:DEVICE or \
-                          xdp:DEVICE[,queue=N][,mode=MODE]";
+pub const SYNTAX: &str = "tap:NAME[,bridge=BRIDGE][,vhost=auto|on|off][,discard=ADDRESS], \
+                          packet:DEVICE[,ring=v2|v3][,retire_ms=N] or xdp:DEVICE[,queue=N][,mode=MODE]";
 
 /// An uplink, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,30 @@ const USES: [(&str, VhostUse); 3] = [("auto", VhostUse::Auto), ("on", VhostUse::
 pub struct PacketSpec {
     /// The device's name.
     pub device: String,
+    /// The format of the ring in which frames come.
+    pub ring: RingFormat,
 }
+
+/// The format of a packet socket's ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RingFormat {
+    /// Slots of one size, of which each is handed over by itself (`TPACKET_V2`).
+    #[default]
+    Slots,
+    /// Blocks of many frames (`TPACKET_V3`).
+    Blocks {
+        /// After how many milliseconds a block is handed over that is not full.
+        retire_ms: u32,
+    },
+}
+
+impl RingFormat {
+    /// Blocks that are handed over as early as the kernel can.
+    pub const BLOCKS: Self = Self::Blocks { retire_ms: 1 };
+}
+
+/// The longest time after which a block is handed over.
+const MOST_RETIRE_MS: u32 = 1000;
 
 /// A device by an AF_XDP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +142,7 @@ fn parse(text: &str) -> Result<PortSpec, String> {
     let (kind, rest) = text.split_once(':').ok_or("it says no kind of port before a colon")?;
     let mut parts = rest.split(',');
     let name = device(parts.next().unwrap_or_default())?;
-    let mut settings = parts.map(|part| part.split_once('=').ok_or_else(|| no_setting(part, kind)));
+    let settings = parts.map(|part| part.split_once('=').ok_or_else(|| no_setting(part, kind)));
     match kind {
         "tap" => {
             let mut spec = TapSpec { name, bridge: None, vhost: VhostUse::Auto, discard: None };
@@ -140,10 +163,29 @@ fn parse(text: &str) -> Result<PortSpec, String> {
             }
             Ok(PortSpec::Tap(spec))
         }
-        "packet" => match settings.next().transpose()? {
-            None => Ok(PortSpec::Packet(PacketSpec { device: name })),
-            Some((key, value)) => Err(no_setting(&format!("{key}={value}"), kind)),
-        },
+        "packet" => {
+            let mut spec = PacketSpec { device: name, ring: RingFormat::Slots };
+            let mut retire = None;
+            for setting in settings {
+                match setting? {
+                    ("ring", "v2") => spec.ring = RingFormat::Slots,
+                    ("ring", "v3") => spec.ring = RingFormat::BLOCKS,
+                    ("ring", other) => return Err(format!("{other:?} is no format of a ring: v2, v3")),
+                    ("retire_ms", time) => {
+                        let known = time.parse().ok().filter(|ms| (1..=MOST_RETIRE_MS).contains(ms));
+                        let bad = || format!("{time:?} is no time from 1 to {MOST_RETIRE_MS} milliseconds");
+                        retire = Some(known.ok_or_else(bad)?);
+                    }
+                    (key, value) => return Err(no_setting(&format!("{key}={value}"), kind)),
+                }
+            }
+            match (&mut spec.ring, retire) {
+                (_, None) => {}
+                (RingFormat::Blocks { retire_ms }, Some(time)) => *retire_ms = time,
+                (RingFormat::Slots, Some(_)) => return Err("retire_ms goes with ring=v3 only".into()),
+            }
+            Ok(PortSpec::Packet(spec))
+        }
         "xdp" => {
             let mut spec = XdpSpec { device: name, queue: 0, mode: XdpMode::Auto };
             for setting in settings {
@@ -202,7 +244,12 @@ impl std::fmt::Display for TapSpec {
 
 impl std::fmt::Display for PacketSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "packet:{}", self.device)
+        write!(f, "packet:{}", self.device)?;
+        match self.ring {
+            RingFormat::Slots => Ok(()),
+            RingFormat::BLOCKS => write!(f, ",ring=v3"),
+            RingFormat::Blocks { retire_ms } => write!(f, ",ring=v3,retire_ms={retire_ms}"),
+        }
     }
 }
 
@@ -232,6 +279,8 @@ mod tests {
             "tap:a,vhost=off,discard=10.0.0.9",
             "tap:a,bridge=br0,vhost=on",
             "packet:eth0",
+            "packet:eth0,ring=v3",
+            "packet:eth0,ring=v3,retire_ms=8",
             "xdp:eth0",
             "xdp:eth0,queue=3",
             "xdp:eth0,queue=1,mode=generic",
@@ -254,6 +303,10 @@ mod tests {
             ("tap:a,vlan=3", "\"vlan=3\" is no setting of a tap port"),
             ("tap:a,vhost=yes", "\"yes\" is none of auto, on, off"),
             ("packet:eth0,bridge=br0", "\"bridge=br0\" is no setting of a packet port"),
+            ("packet:eth0,ring=v1", "\"v1\" is no format of a ring: v2, v3"),
+            ("packet:eth0,ring=v3,retire_ms=0", "\"0\" is no time from 1 to 1000 milliseconds"),
+            ("packet:eth0,ring=v3,retire_ms=4ms", "\"4ms\" is no time"),
+            ("packet:eth0,retire_ms=4", "retire_ms goes with ring=v3 only"),
             ("packet:eth0,queue", "\"queue\" is no setting of a packet port"),
             ("xdp:eth0,queue=one", "\"one\" is no number of a queue"),
             ("xdp:eth0,mode=fast", "\"fast\" is no mode: auto, native, zerocopy, generic"),

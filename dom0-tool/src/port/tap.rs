@@ -16,7 +16,7 @@ use super::spec::{TapSpec, VhostUse};
 use super::vhost::{self, Vhost};
 use super::vnet::{VNET_BYTES, make_header, parse_header};
 use super::vring::Broken;
-use super::{Budget, Flushed, MAX_FRAME_BYTES, Sent, Uplink};
+use super::{Budget, By, Flushed, MAX_FRAME_BYTES, Sent, Uplink};
 
 /// The control device.
 pub const TUN: &str = "/dev/net/tun";
@@ -276,6 +276,10 @@ fn join(control: &OwnedFd, name: &str, bridge: &str) -> io::Result<()> {
 impl Uplink for Tap {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+
+    fn by(&self) -> By {
+        if self.vhost.is_some() { By::Vhost } else { By::Write }
     }
 
     fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {

@@ -20,7 +20,7 @@ use super::bpf::{self, Place, Program};
 use super::device::{self, option, set_option};
 use super::mapping::Mapping;
 use super::spec::{XdpMode, XdpSpec};
-use super::{Budget, DeviceError, Flushed, Sent, Uplink};
+use super::{Budget, By, DeviceError, Flushed, Sent, Uplink};
 use crate::segment;
 
 /// Entries of each ring: as many as there are chunks for that direction.
@@ -330,6 +330,13 @@ fn judge(frame: &[u8]) -> Meta {
 impl Uplink for Xdp {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket.as_fd())
+    }
+
+    fn by(&self) -> By {
+        match self.place {
+            Place::Driver => By::XdpDriver,
+            Place::Stack => By::XdpStack,
+        }
     }
 
     fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {
