@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use drayage_peer::protocol::{Message, Op, Outcome, Request, VERSION};
 
 use crate::qemu::Line;
@@ -17,6 +17,10 @@ const SLACK: Duration = Duration::from_secs(60);
 /// cut short here (instruction time takes four seconds for one of its own).
 const SLOWNESS: u32 = 8;
 
+/// Longest wait that is left to the agent at once, in the machine's time: it hears nothing else meanwhile. What is
+/// measured takes less.
+const SLICE: Duration = Duration::from_secs(2);
+
 /// A connection to an agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -24,6 +28,43 @@ pub struct Agent {
     messages: Receiver<Message>,
     next_id: u64,
     deadline: Instant,
+    watch: Option<Watch>,
+}
+
+/// Keeps a longer piece of work from going on for ever, or without a word.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    what: String,
+    began: Instant,
+    allowed: Duration,
+    said: Duration,
+}
+
+impl Watch {
+    /// Time between two lines about work that goes on.
+    const PERIOD: Duration = Duration::from_secs(60);
+
+    /// Begins to watch work for which some of the host's time is allowed.
+    pub fn begin(what: impl Into<String>, allowed: Duration) -> Self {
+        Watch { what: what.into(), began: Instant::now(), allowed, said: Duration::ZERO }
+    }
+
+    /// Says that a command is still waited for, once in a while; fails when the time is up.
+    fn look(&mut self, command: &str) -> Result<()> {
+        let took = self.began.elapsed();
+        if took > self.allowed {
+            bail!(
+                "{} took over {} s, which is all that it may; it waited for {command:?}",
+                self.what,
+                self.allowed.as_secs()
+            );
+        }
+        if took > self.said + Self::PERIOD {
+            self.said = took;
+            eprintln!("  {}: {} s so far, now waiting for {command}", self.what, took.as_secs());
+        }
+        Ok(())
+    }
 }
 
 /// How a process in the machine ended.
@@ -54,27 +95,32 @@ impl Agent {
                 }
             }
         });
-        let mut agent = Agent { line: line.input, messages, next_id: 1, deadline };
+        let mut agent = Agent { line: line.input, messages, next_id: 1, deadline, watch: None };
         match agent.receive(deadline)? {
             Message::Ready { version: VERSION } => Ok(agent),
             other => bail!("the agent greeted with {other:?}, version {VERSION} was expected"),
         }
     }
 
+    /// Has what follows watched, until there is another watch or none.
+    pub fn watch(&mut self, watch: Option<Watch>) {
+        self.watch = watch;
+    }
+
     /// Runs a shell command to its end.
     pub fn shell(&mut self, command: &str, timeout: Duration) -> Result<Finished> {
         let process = self.spawn(command)?;
-        match self.wait(&process, timeout)? {
-            Some(finished) => Ok(finished),
-            None => {
-                self.kill(&process, 9).ok();
-                let output = match self.wait(&process, Duration::from_secs(5)) {
-                    Ok(Some(finished)) => finished.output,
-                    _ => String::new(),
-                };
-                bail!("{command:?} did not end within {} s; it printed:\n{output}", timeout.as_secs())
-            }
-        }
+        let why = match self.wait_watched(&process, timeout, command) {
+            Ok(Some(finished)) => return Ok(finished),
+            Ok(None) => anyhow!("{command:?} did not end within {} s", timeout.as_secs()),
+            Err(error) => error,
+        };
+        self.kill(&process, 9).ok();
+        let output = match self.wait_once(&process, Duration::from_secs(5)) {
+            Ok(Some(finished)) => finished.output,
+            _ => String::new(),
+        };
+        bail!("{why:#}; it printed:\n{output}")
     }
 
     /// Starts a shell command.
@@ -87,6 +133,32 @@ impl Agent {
 
     /// Waits for a process to end; `None` when it still runs.
     pub fn wait(&mut self, process: &Process, timeout: Duration) -> Result<Option<Finished>> {
+        self.wait_watched(process, timeout, "a process in the background")
+    }
+
+    fn wait_watched(
+        &mut self,
+        process: &Process,
+        timeout: Duration,
+        command: &str,
+    ) -> Result<Option<Finished>> {
+        let mut left = timeout;
+        loop {
+            let slice = left.min(SLICE);
+            if let Some(finished) = self.wait_once(process, slice)? {
+                return Ok(Some(finished));
+            }
+            left -= slice;
+            if left.is_zero() {
+                return Ok(None);
+            }
+            if let Some(watch) = &mut self.watch {
+                watch.look(command)?;
+            }
+        }
+    }
+
+    fn wait_once(&mut self, process: &Process, timeout: Duration) -> Result<Option<Finished>> {
         let op = Op::Wait { process: process.0, timeout_ms: timeout.as_millis() as u64 };
         match self.ask(op, timeout)? {
             Outcome::Exited { code, output } => Ok(Some(Finished { code, output })),
@@ -130,12 +202,22 @@ impl Agent {
         any_of: &[&str],
         timeout: Duration,
     ) -> Result<Option<(String, u64)>> {
-        let any_of = any_of.iter().map(ToString::to_string).collect();
-        let timeout_ms = timeout.as_millis() as u64;
-        match self.ask(Op::AwaitLine { path: path.to_owned(), offset, any_of, timeout_ms }, timeout)? {
-            Outcome::Line { line, next } => Ok(Some((line, next))),
-            Outcome::NoLine => Ok(None),
-            other => unexpected("await_line", &other),
+        let wanted: Vec<String> = any_of.iter().map(ToString::to_string).collect();
+        let mut left = timeout;
+        loop {
+            let slice = left.min(SLICE);
+            let (path, any_of, timeout_ms) = (path.to_owned(), wanted.clone(), slice.as_millis() as u64);
+            match self.ask(Op::AwaitLine { path: path.clone(), offset, any_of, timeout_ms }, slice)? {
+                Outcome::Line { line, next } => return Ok(Some((line, next))),
+                Outcome::NoLine => left -= slice,
+                other => return unexpected("await_line", &other),
+            }
+            if left.is_zero() {
+                return Ok(None);
+            }
+            if let Some(watch) = &mut self.watch {
+                watch.look(&format!("a line in {path}"))?;
+            }
         }
     }
 
@@ -197,4 +279,18 @@ impl Agent {
 
 fn unexpected<T>(op: &str, outcome: &Outcome) -> Result<T> {
     bail!("the agent answered {op} with {outcome:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_takes_too_long_is_ended_with_its_name() {
+        let mut watch = Watch::begin("row rx d", Duration::from_secs(600));
+        watch.look("sleep").unwrap();
+        watch.allowed = Duration::ZERO;
+        let error = watch.look("sleep 1000").unwrap_err().to_string();
+        assert!(error.contains("row rx d") && error.contains("sleep 1000"), "{error}");
+    }
 }

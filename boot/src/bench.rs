@@ -162,7 +162,9 @@ fn measure(
             // The other suites have a machine of their own then: who knows what is left on this one.
             Err(error) => {
                 let error = bed.explain(error).context(format!("suite {}", suite.key));
-                outcome.failures.push(describe(&error));
+                let text = describe(&error);
+                eprintln!("FAILED: {text}");
+                outcome.failures.push(text);
             }
         }
         println!("suite {} took {:.0} s", suite.key, started.elapsed().as_secs_f64());
@@ -201,10 +203,12 @@ fn run_suite(
         time: suite.time,
         seconds: args.seconds,
         effort,
+        only: &args.peer,
         last: None,
         rows: &mut outcome.rows,
         generators: &mut outcome.generators,
         failures: &mut outcome.failures,
     };
+    lab.watch(format!("suite {}", suite.key));
     (suite.run)(&mut lab)
 }

@@ -14,7 +14,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Shows the command lines of QEMU and of the package tools.
+    /// Shows the command lines of QEMU, of the package tools, and of what is run in dom0.
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
@@ -127,6 +127,9 @@ pub struct BenchArgs {
     /// Measures less: frames of 60 and 1514 bytes, one kind of guest.
     #[arg(long)]
     pub quick: bool,
+    /// Measures these guests only (a, b, c, d); several are separated by commas. What has no a is not compared with it.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub peer: Vec<crate::bench::row::Peer>,
     /// Measures by this clock only, where a suite has rows by both.
     #[arg(long, value_enum)]
     pub time: Option<crate::bench::row::Time>,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
 use crate::agent::{Agent, Finished, Process};
+use crate::progress::Verbosity;
 
 /// Patience with ordinary commands, in the machine's time.
 pub const COMMAND: Duration = Duration::from_secs(60);
@@ -18,6 +19,7 @@ pub struct Dom0 {
     agent: Agent,
     guests: Vec<String>,
     guest_cpu: u8,
+    verbosity: Verbosity,
 }
 
 /// How a guest is virtualised.
@@ -97,8 +99,8 @@ impl Guest {
 
 impl Dom0 {
     /// Takes the connection to dom0's agent, and the number of the CPU for guests.
-    pub fn new(agent: Agent, guest_cpu: u8) -> Self {
-        Dom0 { agent, guests: Vec::new(), guest_cpu }
+    pub fn new(agent: Agent, guest_cpu: u8, verbosity: Verbosity) -> Self {
+        Dom0 { agent, guests: Vec::new(), guest_cpu, verbosity }
     }
 
     /// Runs a shell command that must succeed, and returns what it printed.
@@ -108,7 +110,7 @@ impl Dom0 {
 
     /// Runs a shell command that must succeed within some time, and returns what it printed.
     pub fn shell_within(&mut self, command: &str, timeout: Duration) -> Result<String> {
-        let Finished { code, output } = self.agent.shell(command, timeout)?;
+        let Finished { code, output } = self.run(command, timeout)?;
         if code != 0 {
             bail!("in dom0, {command:?} ended with {code}:\n{output}");
         }
@@ -117,7 +119,14 @@ impl Dom0 {
 
     /// Runs a shell command, and returns its code with what it printed.
     pub fn attempt(&mut self, command: &str) -> Result<Finished> {
-        self.agent.shell(command, COMMAND)
+        self.run(command, COMMAND)
+    }
+
+    fn run(&mut self, command: &str, timeout: Duration) -> Result<Finished> {
+        if self.verbosity == Verbosity::Verbose {
+            eprintln!("dom0# {command}");
+        }
+        self.agent.shell(command, timeout)
     }
 
     /// Runs a command whose last line of output is a JSON document.

@@ -66,7 +66,7 @@ impl Testbed {
         match connected {
             Ok(agent) => {
                 step.done("dom0 is up");
-                Ok(Testbed { dom0: Dom0::new(agent, clock.last_cpu()), machine, console })
+                Ok(Testbed { dom0: Dom0::new(agent, clock.last_cpu(), verbosity), machine, console })
             }
             Err(error) => Err(error.context(Failure { text: boot_failure(&machine, &console) })),
         }
@@ -81,6 +81,11 @@ impl Testbed {
                 // The agent is gone too, and dom0's own lines say more.
                 Err(_) => break,
             }
+        }
+        // Who ran, or waited, when it failed.
+        self.dom0.agent().watch(None);
+        if let Ok(listing) = self.dom0.attempt("xl list; top -b -n 1 | head -n 12") {
+            section_of(&mut text, "domains, and dom0's tasks", &listing.output, XENSTORE_LINES);
         }
         // Where a guest has no network, the reason is in what the two ends wrote for each other.
         let vifs = "xenstore-ls -f /local/domain | grep -E '/(device|backend)/' | grep -v '/backend-id '";

@@ -31,7 +31,7 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
     in_one_process(lab)?;
     const PACKETS: u64 = 50_000;
     let mode = Mode::Pvh;
-    for peer in [Peer::C, Peer::D] {
+    for peer in lab.peers(&[Peer::C, Peer::D]) {
         let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
         receiver.create(lab)?;
         for source in [Source::Direct, Source::Linux] {

@@ -35,7 +35,7 @@ const NETWORK_IS_UP: &str = "boot: network is up, cpu_ns=";
 
 /// Runs suite `latency`.
 pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
-    for peer in Peer::ALL {
+    for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("latency", peer) {
             let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
             receiver.create(lab)?;
@@ -142,7 +142,7 @@ fn holds(lab: &mut Lab<'_>, peer: Peer) -> Result<Option<(u64, u64)>> {
 
 /// Runs suite `boot`: from `xl create` to the first answered ping.
 pub fn boot(lab: &mut Lab<'_>) -> Result<()> {
-    for peer in Peer::ALL {
+    for peer in lab.peers(&Peer::ALL) {
         // There is time for both: a boot is one point.
         for mode in Mode::ALL {
             let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");

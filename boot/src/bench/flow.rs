@@ -279,14 +279,14 @@ impl Transmitter {
 /// Runs suite `tx`.
 pub fn tx(lab: &mut Lab<'_>) -> Result<()> {
     for (case, peers) in [("port", &[Peer::A, Peer::C, Peer::D][..]), ("linux", &Peer::ALL)] {
-        for peer in peers {
-            for &mode in lab.modes("tx", *peer) {
+        for peer in lab.peers(peers) {
+            for &mode in lab.modes("tx", peer) {
                 let site = Site::FIRST;
-                let transmitter = Transmitter::create(lab.dom0, *peer, mode, site, case)?;
+                let transmitter = Transmitter::create(lab.dom0, peer, mode, site, case)?;
                 for &frame_bytes in lab.frames("tx") {
                     let label = Label {
                         suite: "tx",
-                        peer: *peer,
+                        peer,
                         mode,
                         case: case.into(),
                         frame_bytes: Some(frame_bytes),
@@ -345,7 +345,7 @@ impl Pair {
 
 /// Runs suite `intervm`.
 pub fn intervm(lab: &mut Lab<'_>) -> Result<()> {
-    for peer in Peer::ALL {
+    for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("intervm", peer) {
             let site = Site::FIRST;
             let pair = Pair::create(lab.dom0, peer, mode, site)?;
@@ -456,7 +456,7 @@ impl Router {
 pub fn forward(lab: &mut Lab<'_>) -> Result<()> {
     generators(lab, lab.frames("forward"))?;
     for case in ["direct", "linux"] {
-        for peer in Peer::ALL {
+        for peer in lab.peers(&Peer::ALL) {
             // Our guest cannot be told a neighbour's address, and nobody answers on a vif that stands alone.
             if case == "direct" && peer == Peer::B {
                 continue;

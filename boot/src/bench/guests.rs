@@ -6,7 +6,9 @@ use drayage_peer::report::SendReport;
 use crate::bench::lab::{ENDS, Effort, Lab, Source as Known};
 use crate::bench::row::{Label, Peer};
 use crate::bench::rx::{Receiver, generators};
+use crate::demo::drops::{Places, drops};
 use crate::demo::guests::Site;
+use crate::demo::reader::{Reader, end_all};
 use crate::demo::report::Source;
 use crate::demo::search::Measurement;
 use crate::demo::sender::{self, Stream};
@@ -33,7 +35,7 @@ pub fn guests(lab: &mut Lab<'_>) -> Result<()> {
         Effort::Usual => &[1, 2, 4, 6],
         Effort::Thorough => &[1, 2, 3, 4, 5, 6],
     };
-    for peer in Peer::ALL {
+    for peer in lab.peers(&Peer::ALL) {
         let mut receivers: Vec<Receiver> = Vec::new();
         for number in 0..MOST {
             let mut receiver = Receiver::new(peer, mode, Site(number), "");
@@ -72,12 +74,10 @@ fn all_at_once(dom0: &mut Dom0, receivers: &[Receiver], all: Stream) -> Result<M
         rate: all.rate.map(|rate| (rate / many).max(1)),
         ..all
     };
-    let mut lost: Vec<(String, i64)> = Vec::new();
-    let mut readings = Vec::new();
-    for receiver in receivers {
-        lost.extend(receiver.path.drops(dom0)?.into_iter().map(|(place, count)| (place, -(count as i64))));
-        readings.push(receiver.reader.begin(dom0)?);
-    }
+    let places: Vec<Places> = receivers.iter().map(|receiver| receiver.path.places()).collect();
+    let before = drops(dom0, &places)?;
+    let readers: Vec<&Reader> = receivers.iter().map(|receiver| &receiver.reader).collect();
+    let readings = Reader::begin_all(dom0, &readers)?;
     let at_ns = dom0.agent().clock_ns()? + LEAD_NS * many;
     let mut command = String::new();
     for receiver in receivers {
@@ -98,15 +98,14 @@ fn all_at_once(dom0: &mut Dom0, receivers: &[Receiver], all: Stream) -> Result<M
         sum.sent += report.sent;
         sum.elapsed_ns = sum.elapsed_ns.max(report.elapsed_ns);
     }
-    for (receiver, reading) in receivers.iter().zip(readings) {
-        let arrived = reading.end(dom0)?;
+    for arrived in end_all(dom0, readings)? {
         sum.received += arrived.packets;
         sum.elapsed_ns = sum.elapsed_ns.max(arrived.span_ns);
         sum.packets_per_container += arrived.packets_per_container / many as f64;
-        lost.extend(arrived.lost.into_iter().map(|(place, count)| (place, count as i64)));
-        lost.extend(receiver.path.drops(dom0)?.into_iter().map(|(place, count)| (place, count as i64)));
+        sum.lost.extend(arrived.lost);
     }
-    let count: i64 = lost.iter().map(|(_, count)| count).sum();
-    sum.lost = vec![("at all places".to_owned(), u64::try_from(count).unwrap_or_default())];
+    let after = drops(dom0, &places)?;
+    let grown = before.iter().zip(after);
+    sum.lost.extend(grown.map(|((_, before), (place, after))| (place, after.saturating_sub(*before))));
     Ok(sum)
 }

@@ -1,13 +1,17 @@
 //! The machine that suites measure on, and what they have in common: how hard they try, what a point comes to, and
 //! where rows go. Knows no suite.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
+use crate::agent::Watch;
 use crate::bench::row::{Label, Peer, Row, THROUGHPUT, Time, median, noise};
 use crate::commands::Context;
 use crate::demo::report::Generator;
 use crate::demo::search::{Found, Measurement, highest_rate, highest_rate_near};
 use crate::dom0::{Dom0, Mode};
+use crate::progress::Verbosity;
 
 /// Packets of one stream, where nothing else is asked for.
 const PACKETS: u64 = 20_000;
@@ -43,6 +47,8 @@ pub struct Lab<'a> {
     pub seconds: Option<f64>,
     /// How much is measured.
     pub effort: Effort,
+    /// Whose guests are measured; everybody's when empty.
+    pub only: &'a [Peer],
     /// The last point, without the size of its frames, and its highest rate.
     pub last: Option<(Label, Option<u64>)>,
     /// What was measured.
@@ -73,7 +79,20 @@ pub enum Source {
     Guest,
 }
 
+/// The host's time that may pass from one row to the next; on a quiet machine it is a tenth of that at most.
+const ROW: Duration = Duration::from_secs(15 * 60);
+
 impl Lab<'_> {
+    /// Has the work on the next row watched: what takes too long fails, and what takes long says so.
+    pub fn watch(&mut self, what: impl Into<String>) {
+        self.dom0.agent().watch(Some(Watch::begin(what, ROW)));
+    }
+
+    /// Returns those of some peers that are to be measured.
+    pub fn peers(&self, peers: &[Peer]) -> Vec<Peer> {
+        peers.iter().copied().filter(|peer| self.only.is_empty() || self.only.contains(peer)).collect()
+    }
+
     /// Returns the sizes of frames that a suite sends.
     pub fn frames(&self, suite: &str) -> &'static [usize] {
         match self.effort {
@@ -112,7 +131,16 @@ impl Lab<'_> {
         let packets = self.packets(label.peer);
         let mut unaccounted = 0;
         let near = self.near(label);
+        self.watch(format!("row {}", name(label)));
+        let verbosity = self.context.verbosity;
         let dom0 = &mut *self.dom0;
+        let mut measure = |dom0: &mut Dom0, packets: u64, rate: Option<u64>| {
+            let measurement = measure(dom0, packets, rate)?;
+            if verbosity == Verbosity::Verbose {
+                eprintln!("= at {rate:?} a second: {measurement:?}");
+            }
+            anyhow::Ok(measurement)
+        };
         let found = fastest(
             near,
             |rate| measure(dom0, packets, rate),
@@ -155,6 +183,7 @@ impl Lab<'_> {
     ) -> Result<()> {
         rates.resize(competitors.len(), None);
         for (competitor, rate) in competitors.iter_mut().zip(rates.iter_mut()) {
+            self.watch(format!("row {}", name(&competitor.label)));
             let dom0 = &mut *self.dom0;
             let found = fastest(*rate, |rate| (competitor.measure)(dom0, WALL_PACKETS, rate), |_| ())?;
             *rate = found.rate;
@@ -211,6 +240,7 @@ impl Lab<'_> {
     pub fn add(&mut self, row: Row, label: &Label) {
         println!("{:<52} {:>12.1} {} {}", name(label), row.value, row.unit, row.note);
         self.rows.push(row);
+        self.watch(format!("what follows row {}", name(label)));
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::dom0::Mode;
 
 /// Who is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Peer {
     /// A Linux guest on the stock backend.

@@ -110,7 +110,7 @@ pub fn generators(lab: &mut Lab<'_>, frames: &[usize]) -> Result<()> {
 /// Runs suite `rx`.
 pub fn rx(lab: &mut Lab<'_>) -> Result<()> {
     generators(lab, lab.frames("rx"))?;
-    for peer in Peer::ALL {
+    for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("rx", peer) {
             let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
             receiver.create(lab)?;

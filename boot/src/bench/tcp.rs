@@ -59,7 +59,7 @@ impl Way {
 
 /// Runs suite `tcp`.
 pub fn tcp(lab: &mut Lab<'_>) -> Result<()> {
-    for peer in Peer::ALL {
+    for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("tcp", peer) {
             for way in Way::ALL {
                 stream(lab, peer, mode, way)?;

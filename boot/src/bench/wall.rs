@@ -65,7 +65,7 @@ fn in_turn<T>(
 /// Makes a guest of each peer's that counts what it gets, each at a place of its own.
 fn receivers(lab: &mut Lab<'_>, source: Source) -> Result<Vec<(Peer, Receiver)>> {
     let mut all = Vec::new();
-    for (number, peer) in Peer::ALL.into_iter().enumerate() {
+    for (number, peer) in lab.peers(&Peer::ALL).into_iter().enumerate() {
         let mut receiver = Receiver::new(peer, MODE, Site(number as u8), "");
         receiver.create(lab)?;
         receiver.prepare(lab, source)?;
@@ -93,7 +93,7 @@ pub fn rx(lab: &mut Lab<'_>) -> Result<()> {
 /// Runs suite `tx`.
 pub fn tx(lab: &mut Lab<'_>) -> Result<()> {
     let mut all = Vec::new();
-    for (number, peer) in [Peer::A, Peer::C, Peer::D].into_iter().enumerate() {
+    for (number, peer) in lab.peers(&[Peer::A, Peer::C, Peer::D]).into_iter().enumerate() {
         let site = Site(number as u8);
         all.push((peer, (Transmitter::create(lab.dom0, peer, MODE, site, "port")?, site)));
     }
@@ -107,7 +107,7 @@ pub fn tx(lab: &mut Lab<'_>) -> Result<()> {
 /// Runs suite `intervm`.
 pub fn intervm(lab: &mut Lab<'_>) -> Result<()> {
     let mut all = Vec::new();
-    for (number, peer) in Peer::ALL.into_iter().enumerate() {
+    for (number, peer) in lab.peers(&Peer::ALL).into_iter().enumerate() {
         let site = Site(number as u8);
         all.push((peer, (Pair::create(lab.dom0, peer, MODE, site)?, site)));
     }
@@ -121,7 +121,7 @@ pub fn intervm(lab: &mut Lab<'_>) -> Result<()> {
 /// Runs suite `forward`; each router has two places.
 pub fn forward(lab: &mut Lab<'_>) -> Result<()> {
     let mut all = Vec::new();
-    for (number, peer) in [Peer::A, Peer::C, Peer::D].into_iter().enumerate() {
+    for (number, peer) in lab.peers(&[Peer::A, Peer::C, Peer::D]).into_iter().enumerate() {
         let inner = Site(2 * number as u8);
         all.push((peer, Router::create(lab.dom0, peer, MODE, inner, "direct")?));
     }

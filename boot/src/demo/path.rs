@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::backend;
-use crate::demo::drops::device_drops;
+use crate::demo::drops::Places;
 use crate::demo::guests::{Site, stock_vif};
 use crate::demo::report::{Generator, Source};
 use crate::demo::sender::{Stream, send};
@@ -40,8 +39,8 @@ pub trait Path {
     /// Sends a stream from a source.
     fn send(&self, dom0: &mut Dom0, source: Source, stream: Stream) -> Result<Sent>;
 
-    /// Returns the packets that were lost on the way so far, by place.
-    fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>>;
+    /// Returns where packets may be lost on the way.
+    fn places(&self) -> Places;
 
     /// Ends the guest, and what was made for it.
     fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()>;
@@ -115,15 +114,15 @@ impl Path for Stock {
         Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
     }
 
-    fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
-        let mut drops = device_drops(dom0, &self.vif)?;
+    fn places(&self) -> Places {
+        let mut devices = vec![self.vif.clone()];
         if self.bridged {
-            drops.extend(device_drops(dom0, &self.site.bridge())?);
+            devices.push(self.site.bridge());
         }
         if self.veth {
-            drops.extend(veth_drops(dom0, self.site)?);
+            devices.extend(self.site.veth());
         }
-        Ok(drops)
+        Places { devices, guest: None }
     }
 
     fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()> {
@@ -217,13 +216,9 @@ impl Path for Ours {
         }
     }
 
-    fn drops(&self, dom0: &mut Dom0) -> Result<Vec<(String, u64)>> {
-        let stats = backend::stats(dom0)?;
-        let mut drops =
-            if self.veth { veth_drops(dom0, self.site)? } else { device_drops(dom0, &self.site.tap())? };
-        drops.extend(daemon_drops(&stats, &self.guest)?);
-        drops.push(("the uplink's ring".to_owned(), uplink_drops(&stats)?));
-        Ok(drops)
+    fn places(&self) -> Places {
+        let devices = if self.veth { self.site.veth().to_vec() } else { vec![self.site.tap()] };
+        Places { devices, guest: Some(self.guest.clone()) }
     }
 
     fn end(self: Box<Self>, dom0: &mut Dom0) -> Result<()> {
@@ -243,19 +238,6 @@ fn make_veth(dom0: &mut Dom0, site: Site) -> Result<[String; 2]> {
         "/usr/sbin/ip link add {near} type veth peer name {far} && ip link set {near} up && ip link set {far} up"
     ))?;
     Ok([near, far])
-}
-
-fn veth_drops(dom0: &mut Dom0, site: Site) -> Result<Vec<(String, u64)>> {
-    let [near, far] = site.veth();
-    let mut drops = device_drops(dom0, &near)?;
-    drops.extend(device_drops(dom0, &far)?);
-    Ok(drops)
-}
-
-/// Reads what the daemon's uplinks lost before the daemon saw it.
-fn uplink_drops(stats: &Value) -> Result<u64> {
-    let uplinks = stats["uplinks"].as_array().context("drayage stats has no uplinks")?;
-    Ok(uplinks.iter().filter_map(|uplink| uplink["receive_drops"].as_u64()).sum())
 }
 
 /// Tells dom0 the guest's MAC: it would ask for it once a second while the guest boots, and boots
@@ -286,36 +268,9 @@ fn generate(dom0: &mut Dom0, to: &str, site: Site, stream: Stream) -> Result<Sen
     dom0.json(&command, GENERATION)
 }
 
-/// Reads what the daemon lost on the way to a guest.
-fn daemon_drops(stats: &Value, guest: &str) -> Result<Vec<(String, u64)>> {
-    const PLACES: [&str; 4] = ["queue_full", "too_large", "bad_buffer", "not_segmentable"];
-    let interfaces = stats["interfaces"].as_array().context("drayage stats has no interfaces")?;
-    let interface = interfaces
-        .iter()
-        .find(|interface| interface["name"] == guest)
-        .with_context(|| format!("drayage stats has no interface of {guest:?}"))?;
-    let count = |place: &&str| {
-        let count = interface["drops"][place].as_u64();
-        let count = count.with_context(|| format!("drayage stats has no drops.{place}"))?;
-        Ok((format!("drayage {place}"), count))
-    };
-    PLACES.iter().map(count).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_daemon_lost() {
-        let drops = serde_json::json!({
-            "queue_full": 3, "too_large": 0, "bad_buffer": 0, "not_segmentable": 1, "malformed": 9
-        });
-        let stats = serde_json::json!({ "interfaces": [{ "name": "sink", "drops": drops }] });
-        let found = daemon_drops(&stats, "sink").unwrap();
-        assert_eq!(found.iter().map(|(_, count)| count).sum::<u64>(), 4);
-        assert!(daemon_drops(&stats, "other").is_err());
-    }
 
     #[test]
     fn the_report_of_our_generator() {

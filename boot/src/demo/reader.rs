@@ -60,6 +60,17 @@ pub struct Arrived {
 }
 
 impl Reader {
+    /// Begins to count with several at once: where all of them are asked from dom0, by one command.
+    pub fn begin_all<'a>(dom0: &mut Dom0, readers: &[&'a Reader]) -> Result<Vec<Reading<'a>>> {
+        match ask_all(readers, "reset") {
+            Some(command) => {
+                dom0.shell(&command)?;
+                Ok(readers.iter().map(|reader| Reading { reader, at: 0 }).collect())
+            }
+            None => readers.iter().map(|reader| reader.begin(dom0)).collect(),
+        }
+    }
+
     /// Begins to count.
     pub fn begin(&self, dom0: &mut Dom0) -> Result<Reading<'_>> {
         let at = match self {
@@ -72,6 +83,24 @@ impl Reader {
             Reader::Counter(_) | Reader::Uplink(_) => self.count(dom0)?,
         };
         Ok(Reading { reader: self, at })
+    }
+}
+
+/// Returns the command that asks several sinks one after another, if that is what all readers are.
+fn ask_all(readers: &[&Reader], text: &str) -> Option<String> {
+    let ask = |reader: &&Reader| match reader {
+        Reader::Sink(ip) => Some(format!("peer query {ip} --port {SINK_CONTROL_PORT} --text {text}")),
+        _ => None,
+    };
+    Some(readers.iter().map(ask).collect::<Option<Vec<_>>>()?.join(" && "))
+}
+
+/// Waits until nothing more arrives at any of several readers, and returns the counts of each.
+pub fn end_all(dom0: &mut Dom0, readings: Vec<Reading<'_>>) -> Result<Vec<Arrived>> {
+    let readers: Vec<&Reader> = readings.iter().map(|reading| reading.reader).collect();
+    match ask_all(&readers, "stats --still packets") {
+        Some(command) => dom0.shell(&command)?.lines().map(parse_sink).collect(),
+        None => readings.into_iter().map(|reading| reading.end(dom0)).collect(),
     }
 }
 
@@ -119,7 +148,7 @@ impl Reader {
                 text.trim().parse().with_context(|| format!("{file} has {text:?}"))
             }
             Reader::Uplink(name) => {
-                let stats = backend::stats(dom0)?;
+                let stats = backend::stats_of(dom0, "uplinks port sent")?;
                 let uplinks = stats["uplinks"].as_array().context("drayage stats has no uplinks")?;
                 let uplink = uplinks.iter().find(|uplink| uplink["port"] == **name);
                 let uplink = uplink.with_context(|| format!("drayage stats has no uplink {name:?}"))?;
@@ -181,6 +210,16 @@ fn parse_sink(line: &str) -> Result<Arrived> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sinks_are_asked_by_one_command() {
+        let [one, two] = ["10.0.0.2", "10.0.1.2"].map(|ip| Reader::Sink(ip.into()));
+        assert_eq!(
+            ask_all(&[&one, &two], "reset").unwrap(),
+            "peer query 10.0.0.2 --port 10 --text reset && peer query 10.0.1.2 --port 10 --text reset"
+        );
+        assert_eq!(ask_all(&[&one, &Reader::Host], "reset"), None);
+    }
 
     #[test]
     fn the_answer_of_sink() {

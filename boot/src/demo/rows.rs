@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 
 use crate::backend::Daemon;
+use crate::demo::drops::drops;
 use crate::demo::greeting::{Names, greet};
 use crate::demo::guests::{GUEST_IP, Site, linux, linux_reader_script, ours};
 use crate::demo::path::{Containers, Ours, Path, Stock, measure_generator};
@@ -264,11 +265,12 @@ pub fn one_stream(
     source: Source,
     stream: Stream,
 ) -> Result<Measurement> {
-    let before = path.drops(dom0)?;
+    let places = [path.places()];
+    let before = drops(dom0, &places)?;
     let reading = reader.begin(dom0)?;
     let sent = path.send(dom0, source, stream)?;
     let arrived = reading.end(dom0)?;
-    let after = path.drops(dom0)?;
+    let after = drops(dom0, &places)?;
     let mut lost: Vec<(String, u64)> = before
         .iter()
         .zip(after)

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod echo;
 pub mod frame;
 pub mod init;
+pub mod keep;
 pub mod offload;
 pub mod orders;
 pub mod ping;

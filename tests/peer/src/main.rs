@@ -14,7 +14,7 @@ use drayage_peer::ping::{Pace, PingOptions, Stop};
 use drayage_peer::recv::RecvOptions;
 use drayage_peer::send::SendOptions;
 use drayage_peer::{
-    agent, echo, init, offload, orders, ping, query, recv, registers, remote, send, spin, stream, sys,
+    agent, echo, init, keep, offload, orders, ping, query, recv, registers, remote, send, spin, stream, sys,
 };
 use serde::Serialize;
 
@@ -131,6 +131,11 @@ enum Command {
         /// Time between two questions.
         #[arg(long, default_value_t = 50)]
         interval_ms: u64,
+    },
+    /// Copies a JSON document from standard input without the members, at any depth, that have none of some keys.
+    Keep {
+        /// The keys.
+        keys: Vec<String>,
     },
     /// Sends what datagrams to a port order, and tells them how far it is.
     ServeSend {
@@ -359,6 +364,11 @@ fn run(command: Command) -> Result<()> {
             let question = query::Question { to, port, text, still, interval_ms };
             writeln!(io::stdout(), "{}", query::ask(&question)?)?;
             Ok(())
+        }
+        Command::Keep { keys } => {
+            let mut document = serde_json::from_reader(io::stdin())?;
+            keep::keep(&mut document, &keys);
+            print(&document)
         }
         Command::ServeSend { orders, send } => orders::serve(orders, &send_options(send)),
         Command::ServeEcho { port } => echo::serve(port),
