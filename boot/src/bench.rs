@@ -1,6 +1,7 @@
 //! The paper's evaluation, repeated against the stock path on one machine: suites, each of which comes to rows, a
 //! table and plots. Knows which suites there are, not how each of them measures.
 
+pub mod breakdown;
 pub mod cost;
 pub mod delay;
 pub mod flow;
@@ -156,9 +157,17 @@ fn measure(
             Some(machine) => machine,
             None => begin(boot()?)?,
         };
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), bed.cpu_time());
         match run_suite(context, &mut bed.dom0, suite, args, outcome) {
-            Ok(()) => machine = Some((bed, daemon)),
+            Ok(()) => {
+                println!(
+                    "suite {} took {:.0} s, and {:.0} s of the machine's CPU time",
+                    suite.key,
+                    started.elapsed().as_secs_f64(),
+                    (bed.cpu_time() - cpu).as_secs_f64()
+                );
+                machine = Some((bed, daemon));
+            }
             // The other suites have a machine of their own then: who knows what is left on this one.
             Err(error) => {
                 let error = bed.explain(error).context(format!("suite {}", suite.key));
@@ -167,7 +176,6 @@ fn measure(
                 outcome.failures.push(text);
             }
         }
-        println!("suite {} took {:.0} s", suite.key, started.elapsed().as_secs_f64());
         write(args, outcome)?;
     }
     if let Some((mut bed, daemon)) = machine {

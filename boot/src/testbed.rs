@@ -72,6 +72,11 @@ impl Testbed {
         }
     }
 
+    /// Returns the host's CPU time that the machine has used.
+    pub fn cpu_time(&self) -> Duration {
+        self.machine.cpu_time().unwrap_or_default()
+    }
+
     /// Adds to an error what the machine printed last, and what to try.
     pub fn explain(&mut self, error: Error) -> Error {
         let mut text = boot_failure(&self.machine, &self.console);

@@ -5,6 +5,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::backend;
+use crate::bench::breakdown::SUITE;
+use crate::bench::flow::Transmitter;
 use crate::bench::lab::{ENDS, Lab};
 use crate::bench::row::{Label, Peer, Row};
 use crate::bench::rx::Receiver;
@@ -15,21 +17,24 @@ use crate::demo::rows::one_stream;
 use crate::demo::sender::Stream;
 use crate::dom0::{Dom0, Mode};
 
-/// Counters of an interface by which a packet's cost is told: where they are in the statistics, and their name.
+/// Counters of an interface by which a packet's cost is told: where they are in the statistics, below a direction where
+/// they begin without a slash, and their name.
 const COUNTERS: [(&str, &str); 7] = [
-    ("/hypercalls", "hypercalls"),
-    ("/rx/grant_ops", "grant copies"),
-    ("/rx/slots", "ring slots"),
+    ("/hypercalls", "hypercalls of the backend"),
+    ("grant_ops", "grant copies (pages)"),
+    ("slots", "ring slots"),
     ("/events_out", "events to the guest"),
     ("/events_in", "events from the guest"),
     ("/wakeups", "passes of the worker"),
-    ("/rx/copies", "copies by the CPU"),
+    ("copies", "copies by the CPU"),
 ];
+
+/// Packets of a stream that is counted.
+const PACKETS: u64 = 50_000;
 
 /// Runs suite `cost`.
 pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
     in_one_process(lab)?;
-    const PACKETS: u64 = 50_000;
     let mode = Mode::Pvh;
     for peer in lab.peers(&[Peer::C, Peer::D]) {
         let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
@@ -41,28 +46,55 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
                 let stream = Stream { frame_bytes, count: PACKETS, rate: None };
                 one_stream(lab.dom0, receiver.path.as_ref(), &receiver.reader, source, stream)?;
                 let after = interface(lab.dom0)?;
-                let label = |name: &str| Label {
-                    suite: "cost",
-                    peer,
-                    mode,
-                    case: format!("{}: {name}", source.name()),
-                    frame_bytes: Some(frame_bytes),
-                    varied: None,
-                };
-                let grown = Grown::between(&before, &after);
-                let packets = grown.by("/rx/packets")?.max(1.0);
-                for (pointer, name) in COUNTERS {
-                    let label = label(name);
-                    let value = grown.by(pointer)? / packets;
-                    lab.add(Row::new(&label, lab.time, "cost", "per packet", value), &label);
-                }
-                let label = label("bytes copied by the hypervisor");
-                let value = grown.by("/rx/copied_bytes")? / grown.by("/rx/bytes")?.max(1.0);
-                lab.add(Row::new(&label, lab.time, "cost", "per byte of frame", value), &label);
+                let case = format!("into the guest, source {}", source.name());
+                counted(lab, (peer, mode), &case, frame_bytes, Grown { before: &before, after: &after })?;
             }
         }
         receiver.path.end(lab.dom0)?;
+        let site = Site::FIRST;
+        let transmitter = Transmitter::create(lab.dom0, peer, mode, site, "port")?;
+        for frame_bytes in ENDS {
+            let before = interface(lab.dom0)?;
+            transmitter.measure(lab.dom0, site, Stream { frame_bytes, count: PACKETS, rate: None })?;
+            let after = interface(lab.dom0)?;
+            let case = "out of the guest, to drayage's port";
+            counted(lab, (peer, mode), case, frame_bytes, Grown { before: &before, after: &after })?;
+        }
+        transmitter.fabric.end(lab.dom0)?;
     }
+    Ok(())
+}
+
+/// Adds what each packet took of each counter.
+fn counted(
+    lab: &mut Lab<'_>,
+    (peer, mode): (Peer, Mode),
+    case: &str,
+    frame_bytes: usize,
+    grown: Grown<'_>,
+) -> Result<()> {
+    let way = if case.starts_with("into") { "rx" } else { "tx" };
+    let label = Label {
+        suite: SUITE,
+        peer,
+        mode,
+        case: case.to_owned(),
+        frame_bytes: Some(frame_bytes),
+        varied: None,
+    };
+    let packets = grown.by(&format!("/{way}/packets"))?.max(1.0);
+    for (pointer, name) in COUNTERS {
+        let value = match pointer.starts_with('/') {
+            true => grown.by(pointer)?,
+            false => grown.by(&format!("/{way}/{pointer}"))?,
+        };
+        lab.add(Row::new(&label, lab.time, name, "per packet", value / packets), &label);
+    }
+    let copied = grown.by(&format!("/{way}/copied_bytes"))?;
+    let bytes = grown.by(&format!("/{way}/bytes"))?.max(1.0);
+    let name = "bytes copied by the hypervisor";
+    lab.add(Row::new(&label, lab.time, name, "per packet", copied / packets), &label);
+    lab.add(Row::new(&label, lab.time, name, "per byte of frame", copied / bytes), &label);
     Ok(())
 }
 
@@ -91,15 +123,15 @@ fn in_one_process(lab: &mut Lab<'_>) -> Result<()> {
                 };
                 for (unit, bytes) in [("per packet", 1.0), ("per byte of frame", frame_bytes as f64)] {
                     let label = Label {
-                        suite: "cost",
+                        suite: SUITE,
                         peer,
                         mode: Mode::Pvh,
-                        case: format!("in one process: {name} {unit}"),
+                        case: "backend, driver, stack and reader in one process, by valgrind".into(),
                         frame_bytes: Some(frame_bytes),
                         varied: None,
                     };
-                    let mut row = Row::new(&label, lab.time, "cost", unit, sum(&events)? / bytes);
-                    row.note = format!("smoltcp alone, in both: {:.3}", sum(&alone)? / bytes);
+                    let mut row = Row::new(&label, lab.time, name, unit, sum(&events)? / bytes);
+                    row.note = format!("smoltcp alone {:.3}", sum(&alone)? / bytes);
                     lab.add(row, &label);
                 }
             }

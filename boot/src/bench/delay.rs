@@ -1,10 +1,12 @@
 //! Delay: a lone ping, pings while a stream runs, how long containers are held open, and how long a guest takes to
 //! boot.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use drayage_peer::report::PingReport;
+use serde_json::Value;
 
 use crate::backend;
 use crate::bench::lab::Lab;
@@ -63,11 +65,10 @@ pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
                     lab.add(row, &label);
                 }
                 if let (Some(before), Some(after)) = (before, holds(lab, peer)?) {
-                    let mean_us = after.0.saturating_sub(before.0) as f64
-                        / after.1.saturating_sub(before.1).max(1) as f64
-                        / 1000.0;
-                    let label = label("mean over all packets");
-                    lab.add(Row::new(&label, lab.time, "hold time", "µs", mean_us), &label);
+                    for (case, metric, us) in after.since(&before).kinds() {
+                        let label = label(case);
+                        lab.add(Row::new(&label, lab.time, metric, "µs", us), &label);
+                    }
                 }
             }
             receiver.path.end(lab.dom0)?;
@@ -129,15 +130,83 @@ impl Trip {
     }
 }
 
-/// Returns how long a guest's packets were held in all, and how many there were; nothing without containers.
-fn holds(lab: &mut Lab<'_>, peer: Peer) -> Result<Option<(u64, u64)>> {
+/// Returns for how long a guest's packets were held so far; nothing without containers.
+fn holds(lab: &mut Lab<'_>, peer: Peer) -> Result<Option<Holds>> {
     if peer != Peer::D {
         return Ok(None);
     }
-    let stats = backend::stats(lab.dom0)?;
-    let interface = &stats["interfaces"][0];
-    let (mean_ns, packets) = (interface["hold"]["mean_ns"].as_u64(), interface["hold"]["packets"].as_u64());
-    Ok(mean_ns.zip(packets).map(|(mean_ns, packets)| (mean_ns * packets, packets)))
+    let keys = "interfaces hold packets mean_ns jitter_ns buckets below_ns";
+    let stats = backend::stats_of(lab.dom0, keys)?;
+    Holds::of(&stats["interfaces"][0]["hold"]).map(Some)
+}
+
+/// For how long packets were held, in a form that subtracts.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Holds {
+    packets: u64,
+    sum_ns: f64,
+    differences_ns: f64,
+    /// Packets held for less than so long.
+    buckets: BTreeMap<u64, u64>,
+}
+
+impl Holds {
+    /// Takes what the daemon's statistics say.
+    fn of(hold: &Value) -> Result<Self> {
+        let number = |of: &Value, key: &str| {
+            of[key].as_u64().with_context(|| format!("drayage stats has no {key} in {of}"))
+        };
+        let packets = number(hold, "packets")?;
+        let mut buckets = BTreeMap::new();
+        for bucket in hold["buckets"].as_array().context("drayage stats has no buckets of hold times")? {
+            buckets.insert(number(bucket, "below_ns")?, number(bucket, "packets")?);
+        }
+        let all = |mean_ns: u64| mean_ns as f64 * packets as f64;
+        let (sum_ns, differences_ns) = (all(number(hold, "mean_ns")?), all(number(hold, "jitter_ns")?));
+        Ok(Holds { packets, sum_ns, differences_ns, buckets })
+    }
+
+    /// Returns what came after an earlier look.
+    fn since(&self, before: &Self) -> Self {
+        let mut buckets = self.buckets.clone();
+        for (below_ns, packets) in &mut buckets {
+            *packets -= before.buckets.get(below_ns).copied().unwrap_or_default().min(*packets);
+        }
+        Holds {
+            packets: self.packets.saturating_sub(before.packets),
+            sum_ns: (self.sum_ns - before.sum_ns).max(0.0),
+            differences_ns: (self.differences_ns - before.differences_ns).max(0.0),
+            buckets,
+        }
+    }
+
+    /// Returns the time within which a part of the packets was handed over, as exactly as the buckets tell.
+    fn quantile_us(&self, part: f64) -> f64 {
+        let all: u64 = self.buckets.values().sum();
+        let mut below = 0;
+        for (below_ns, packets) in &self.buckets {
+            below += packets;
+            if below as f64 >= part * all as f64 {
+                return *below_ns as f64 / 1e3;
+            }
+        }
+        0.0
+    }
+
+    /// Returns each value with the case and the metric that its row has.
+    fn kinds(&self) -> [(&'static str, &'static str, f64); 4] {
+        let each_us = |sum_ns: f64| sum_ns / self.packets.max(1) as f64 / 1e3;
+        [
+            ("mean over all packets", "hold time", each_us(self.sum_ns)),
+            ("median of all packets", "hold time", self.quantile_us(0.5)),
+            ("99th percentile of all packets", "hold time", self.quantile_us(0.99)),
+            (
+                "mean difference of two packets in a row",
+                "jitter of the hold time",
+                each_us(self.differences_ns),
+            ),
+        ]
+    }
 }
 
 /// Runs suite `boot`: from `xl create` to the first answered ping.
@@ -204,4 +273,27 @@ fn own_time(lab: &mut Lab<'_>, peer: Peer, mode: Mode) -> Result<()> {
     }
     lab.add(row, &label);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn hold_times_of_one_load_are_told_from_those_before() {
+        let hold = |packets: u64, mean_ns: u64, buckets: &[(u64, u64)]| {
+            let bucket =
+                |(below_ns, packets): &(u64, u64)| json!({ "below_ns": below_ns, "packets": packets });
+            let buckets: Vec<Value> = buckets.iter().map(bucket).collect();
+            json!({ "packets": packets, "mean_ns": mean_ns, "jitter_ns": 0, "buckets": buckets })
+        };
+        let before = Holds::of(&hold(100, 1_000, &[(2_000, 100)])).unwrap();
+        let after = Holds::of(&hold(200, 25_500, &[(2_000, 100), (50_000, 98), (90_000, 2)])).unwrap();
+        let grown = after.since(&before);
+        assert_eq!(grown.packets, 100);
+        let us: Vec<f64> = grown.kinds().iter().map(|(_, _, us)| *us).collect();
+        assert_eq!(us, [50.0, 50.0, 90.0, 0.0]);
+        assert!(Holds::of(&json!({ "packets": 1 })).is_err());
+    }
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::agent::Watch;
 use crate::bench::row::{Label, Peer, Row, THROUGHPUT, Time, median, noise};
+use crate::bench::table::shown;
 use crate::commands::Context;
 use crate::demo::report::Generator;
 use crate::demo::search::{Found, Measurement, highest_rate, highest_rate_near};
@@ -238,7 +239,7 @@ impl Lab<'_> {
 
     /// Adds a row, and shows it.
     pub fn add(&mut self, row: Row, label: &Label) {
-        println!("{:<52} {:>12.1} {} {}", name(label), row.value, row.unit, row.note);
+        println!("{:<52} {:>10} {}, {} {}", name(label), shown(row.value), row.unit, row.metric, row.note);
         self.rows.push(row);
         self.watch(format!("what follows row {}", name(label)));
     }

@@ -12,8 +12,8 @@ const SIZE: (u32, u32) = (760, 420);
 /// How much higher an axis is than its values, so that the legend hides none.
 const LEGEND_ROOM: f64 = 1.25;
 
-/// Colours that people who do not see all of them tell apart (Okabe and Ito).
-fn colour(peer: Peer) -> RGBColor {
+/// Returns a peer's colour, of those that people who do not see all of them tell apart (Okabe and Ito).
+pub fn colour(peer: Peer) -> RGBColor {
     match peer {
         Peer::A => RGBColor(0xd5, 0x5e, 0x00),
         Peer::B => RGBColor(0xe6, 0x9f, 0x00),

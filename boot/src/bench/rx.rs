@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::bench::cost::{Grown, interface};
-use crate::bench::lab::{ENDS, Lab, Source as Known};
+use crate::bench::lab::{ENDS, Effort, Lab, Source as Known};
 use crate::bench::row::{Label, Peer, Row};
 use crate::demo::guests::{Site, linux, ours, reader_script};
 use crate::demo::path::{Containers, GENERATOR, Ours, Path, Stock, measure_generator};
@@ -141,12 +141,22 @@ const PER_PACKET: [(&str, &str); 3] =
 /// Runs suite `containers`: sizes, and the policies beside opportunistic.
 pub fn containers(lab: &mut Lab<'_>) -> Result<()> {
     generators(lab, &ENDS)?;
-    let mut kinds: Vec<(String, f64, String)> = [4, 8, 16, 32, 64]
-        .map(|kib| ("opportunistic".to_owned(), f64::from(kib), format!("--size {}", kib * 1024)))
-        .to_vec();
-    for kib in [4, 16, 64] {
+    let (sizes, others): (&[u32], &[u32]) = match lab.effort {
+        Effort::Quick => (&[4, 16, 64], &[64]),
+        Effort::Usual => (&[4, 8, 16, 32, 64], &[4, 64]),
+        Effort::Thorough => (&[4, 8, 16, 32, 64], &[4, 8, 16, 32, 64]),
+    };
+    let mut kinds: Vec<(String, f64, String)> = sizes
+        .iter()
+        .map(|kib| ("opportunistic".to_owned(), f64::from(*kib), format!("--size {}", kib * 1024)))
+        .collect();
+    for kib in others {
         let options = format!("--size 65536 --policy fixed:size={},timeout=1000", (kib * 1024).min(65_535));
-        kinds.push(("fixed, 1 ms".to_owned(), f64::from(kib), options));
+        kinds.push(("fixed, 1 ms".to_owned(), f64::from(*kib), options));
+    }
+    for kib in others {
+        let options = format!("--size {} --policy slo:delay=1000", kib * 1024);
+        kinds.push(("a bound of 1 ms on the delay (slo)".to_owned(), f64::from(*kib), options));
     }
     for (policy, kib, options) in kinds {
         let mode = Mode::Pvh;

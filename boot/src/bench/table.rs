@@ -3,6 +3,7 @@
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
+use crate::bench::breakdown::{Breakdown, SUITE, breakdowns};
 use crate::bench::row::{Peer, Row, Time};
 use crate::demo::report::Generator;
 
@@ -34,10 +35,11 @@ pub struct Line<'a> {
     pub cells: Vec<Option<&'a Row>>,
 }
 
-/// Returns the groups of rows that belong into one table each, in the order of the rows.
+/// Returns the groups of rows that belong into one table each, in the order of the rows. What a packet's cost is made of is
+/// not among them.
 pub fn groups(rows: &[Row]) -> Vec<Group<'_>> {
     let mut keys: Vec<(&str, Time, String, &str)> = Vec::new();
-    for row in rows {
+    for row in rows.iter().filter(|row| row.suite != SUITE) {
         let key = key(row);
         if !keys.contains(&key) {
             keys.push(key);
@@ -154,7 +156,7 @@ pub fn cell(row: &Row) -> String {
 
 /// Returns all tables.
 pub fn tables(rows: &[Row], generators: &[Generator]) -> String {
-    let mut text = String::new();
+    let mut text: String = breakdowns(rows).iter().map(Breakdown::text).collect();
     for group in groups(rows) {
         let mut table = Table::new();
         table.load_preset(UTF8_HORIZONTAL_ONLY);
