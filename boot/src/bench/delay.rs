@@ -9,7 +9,7 @@ use drayage_peer::report::PingReport;
 use serde_json::Value;
 
 use crate::backend;
-use crate::bench::lab::Lab;
+use crate::bench::lab::{Effort, Lab};
 use crate::bench::row::{Label, Peer, Row};
 use crate::bench::rx::Receiver;
 use crate::demo::guests::Site;
@@ -23,8 +23,9 @@ pub const LOADS: [u64; 4] = [0, 1_000, 5_000, 20_000];
 /// Memory with which our guest boots, as little as it is meant to run with.
 const OUR_LEAST_MIB: u32 = 8;
 
-/// Pings of one point: enough for a 99th percentile.
+/// Pings of one point: enough for a 99th percentile; and where that is looked at less closely.
 const PINGS: u64 = 1_000;
+const FEWER_PINGS: u64 = 200;
 
 /// Time from one ping to the next.
 const INTERVAL_MS: u64 = 2;
@@ -37,6 +38,7 @@ const NETWORK_IS_UP: &str = "boot: network is up, cpu_ns=";
 
 /// Runs suite `latency`.
 pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
+    let pings = if lab.effort == Effort::Quick { FEWER_PINGS } else { PINGS };
     for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("latency", peer) {
             let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
@@ -52,7 +54,7 @@ pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
                     varied: Some((VARIED, load as f64)),
                 };
                 let before = holds(lab, peer)?;
-                let report = round_trips(lab.dom0, &receiver, peer, load, PINGS)?;
+                let report = round_trips(lab.dom0, &receiver, peer, load, pings)?;
                 let kinds = Trip::of(&report)?.kinds();
                 for (case, metric, us) in kinds {
                     let label = label(case);
