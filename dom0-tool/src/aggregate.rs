@@ -13,6 +13,18 @@ use drayage_wire::netif::RING_SLOTS;
 
 use crate::policy::Reason;
 use crate::vif::holds::Stamps;
+use crate::vif::scratch::Lent;
+
+/// Where a closed container lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the guest's region.
+    Own,
+    /// Where another guest's was copied to.
+    Lent(Lent),
+    /// In the guest's pages already.
+    Across,
+}
 
 /// Bytes of private memory for the containers of one guest: as many as fit may be open or waiting.
 pub const REGION_BYTES: usize = 8 * MAX_RX_BYTES;
@@ -35,6 +47,8 @@ pub enum Wrap {
 pub struct Closed {
     /// Where it starts in the guest's region, in bytes; a multiple of a page.
     pub start: u32,
+    /// Where it lies.
+    pub place: Place,
     /// Its length in bytes.
     pub bytes: u32,
     /// Packets in it.
@@ -54,6 +68,7 @@ pub struct Closed {
 impl Closed {
     const NONE: Self = Self {
         start: 0,
+        place: Place::Own,
         bytes: 0,
         packets: 0,
         skip: 0,
@@ -255,7 +270,8 @@ impl Aggregator {
     }
 
     /// Appends a container of another writer's whole: its packets, which a manifest found in it, are taken, and what
-    /// lies between them is not. What is open is closed before it, so that packets stay in order.
+    /// lies between them is cleared. It is copied only if its place is to be our own, and takes the place of one of ours in
+    /// any case. What is open is closed before it, so that packets stay in order.
     ///
     /// # Errors
     /// [`Refusal`]; then nothing has changed.
@@ -263,8 +279,9 @@ impl Aggregator {
         &mut self,
         region: &mut [u8],
         now_ns: u64,
-        container: &[u8],
+        container: &mut [u8],
         packets: &[Packet],
+        place: Place,
     ) -> Result<(), Refusal> {
         if container.len() > self.size || packets.is_empty() {
             return Err(Refusal::TooLarge);
@@ -278,16 +295,16 @@ impl Aggregator {
         {
             return Err(Refusal::NoRoom);
         }
-        self.close(region, now_ns, Reason::Full);
-        let buffer = buffer(region, self.current, self.stride);
-        let copy = &mut buffer[..container.len()];
-        copy.copy_from_slice(container);
-        let bytes = readdress(copy, packets, self.sequence, 0);
+        self.close(region, now_ns, Reason::Whole);
+        let bytes = readdress(container, packets, self.sequence, 0);
+        if place == Place::Own {
+            buffer(region, self.current, self.stride)[..bytes].copy_from_slice(&container[..bytes]);
+        }
         self.skip = 0;
         self.stamps[self.current].clear();
         self.stamps[self.current].add_many(0, packets.len() as u32);
         self.opened_ns = now_ns;
-        self.append(now_ns, bytes, packets.len(), Reason::Full);
+        self.append(now_ns, bytes, packets.len(), Reason::Whole, place);
         Ok(())
     }
 
@@ -329,17 +346,18 @@ impl Aggregator {
         let packets = writer.count();
         let hold_ns = now_ns.saturating_sub(self.opened_ns).try_into().unwrap_or(u32::MAX);
         let bytes = writer.finish(buffer, self.sequence, hold_ns);
-        self.append(now_ns, bytes, packets, reason);
+        self.append(now_ns, bytes, packets, reason, Place::Own);
         self.learn(bytes, packets);
     }
 
     /// Lets the container in the current buffer wait, and goes on to the next buffer.
-    fn append(&mut self, now_ns: u64, bytes: usize, packets: usize, reason: Reason) {
+    fn append(&mut self, now_ns: u64, bytes: usize, packets: usize, reason: Reason, place: Place) {
         self.sequence = self.sequence.wrapping_add(1);
         let start = (self.current * self.stride) as u32;
         self.waiting_bytes += bytes;
         let mut closed = Closed {
             start,
+            place,
             bytes: bytes as u32,
             packets: packets as u32,
             skip: self.skip,
@@ -433,7 +451,10 @@ mod tests {
         let mut region = vec![0; REGION_BYTES];
         let mut open = Aggregator::new(16_384, Wrap::Allowed, 0).numbered_from(40);
         push(&mut open, &mut region, 60, 0xaa).unwrap();
-        assert_eq!(open.push_whole(&mut region, 9, &theirs[..total], manifest.packets()), Ok(()));
+        assert_eq!(
+            open.push_whole(&mut region, 9, &mut theirs[..total], manifest.packets(), Place::Own),
+            Ok(())
+        );
         push(&mut open, &mut region, 60, 0xbb).unwrap();
         open.close(&mut region, 9, Reason::Idle);
         let waiting: Vec<Closed> = open.waiting().collect();
@@ -445,16 +466,16 @@ mod tests {
             assert_eq!(bytes[manifest.packets()[0].range()][0], first);
         }
         manifest.read(&theirs[..total]).unwrap();
-        while open.push_whole(&mut region, 9, &theirs[..total], manifest.packets()).is_ok() {}
+        while open.push_whole(&mut region, 9, &mut theirs[..total], manifest.packets(), Place::Own).is_ok() {}
         assert_eq!((open.has_room_for(60), open.room_bytes()), (false, 0));
         assert_eq!(
-            open.push_whole(&mut region, 9, &theirs[..16_385], manifest.packets()),
+            open.push_whole(&mut region, 9, &mut theirs[..16_385], manifest.packets(), Place::Own),
             Err(Refusal::TooLarge)
         );
         // At the ring's end, where it may not be crossed.
         let mut open = Aggregator::new(16_384, Wrap::Forbidden, 255);
         assert_eq!(
-            open.push_whole(&mut region, 9, &theirs[..total], manifest.packets()),
+            open.push_whole(&mut region, 9, &mut theirs[..total], manifest.packets(), Place::Own),
             Err(Refusal::NoRoom)
         );
     }

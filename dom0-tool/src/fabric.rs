@@ -3,8 +3,6 @@
 //! It knows how to hand a frame to each kind of port. It knows no hypervisor: what guests are to get lies in
 //! their regions of one memory until the worker asks for the copies.
 
-use drayage_wire::container::{Meta, Packet};
-use drayage_wire::ring::SharedWords;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
@@ -15,15 +13,20 @@ use crate::rules::Guard;
 use crate::switch::{Decision, Mac, PortId, Segment, Switch};
 use crate::trunk::queue::{Label, Share};
 use crate::trunk::{MAX_TRUNKS, Trunk};
+use crate::vif::across::Whole;
 use crate::vif::holds::HoldTimes;
+use crate::vif::scratch::{Leases, Parcel};
 use crate::vif::tx::Taken;
 use crate::vif::{Aim, Counters, Vif};
+use crate::xen::PageAccess;
 
 /// Guests that can be served at a time.
 pub const MAX_GUESTS: usize = 256;
 /// Uplinks that can be open at a time.
 pub const MAX_UPLINKS: usize = 64;
 
+/// Bytes of all guests' regions together.
+pub(crate) const REGIONS_BYTES: usize = MAX_GUESTS * REGION_BYTES;
 /// Ports of one worker, at most.
 pub(crate) const MAX_PORTS: usize = MAX_GUESTS + MAX_UPLINKS + MAX_TRUNKS;
 
@@ -72,6 +75,8 @@ pub(crate) struct Fabric<P> {
     pub(crate) ports: Vec<Option<Port<P>>>,
     pub(crate) switch: Switch,
     pub(crate) regions: Pages,
+    /// Who refers to which block of what guests sent.
+    pub(crate) leases: Leases,
     free_regions: Vec<usize>,
     pub(crate) trace: Trace,
     /// Where the frames of the port went that is being served.
@@ -125,12 +130,13 @@ pub(crate) fn region_start(region: usize) -> usize {
     region * REGION_BYTES
 }
 
-impl<P: SharedWords> Fabric<P> {
+impl<P: PageAccess> Fabric<P> {
     pub(crate) fn new() -> Self {
         Self {
             ports: Vec::with_capacity(MAX_PORTS),
             switch: Switch::new(),
-            regions: Pages::new(MAX_GUESTS * REGION_BYTES),
+            regions: Pages::new(REGIONS_BYTES),
+            leases: Leases::default(),
             free_regions: (0..MAX_GUESTS).rev().collect(),
             trace: Trace::default(),
             aim: Aim::Nothing,
@@ -178,7 +184,8 @@ impl<P: SharedWords> Fabric<P> {
     }
 
     /// Hands a frame from a port, which is taken out of the list meanwhile, to where it belongs.
-    pub(crate) fn forward(&mut self, from: &Origin, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+    pub(crate) fn forward(&mut self, from: &Origin, now_ns: u64, parcel: &Parcel<'_>) -> Forwarded {
+        let frame = parcel.bytes;
         // Before anything is learned from it.
         if !from.guard.admits(frame) {
             return Forwarded::WrongSource;
@@ -187,11 +194,11 @@ impl<P: SharedWords> Fabric<P> {
             Some(Decision::To(to)) if !self.may_reach(from, to) => Forwarded::Isolated,
             Some(Decision::To(to)) => {
                 self.aim.note(to);
-                self.deliver(to, from, Share::All, now_ns, frame, meta)
+                self.deliver(to, from, Share::All, now_ns, parcel)
             }
             Some(Decision::Flood) => {
                 self.aim = Aim::Many;
-                self.flood(from, now_ns, frame, meta)
+                self.flood(from, now_ns, parcel)
             }
             Some(Decision::Nowhere) | None => Forwarded::Nobody,
         }
@@ -199,14 +206,9 @@ impl<P: SharedWords> Fabric<P> {
 
     /// Hands a guest's container to another guest as it is, if all its packets go there: then what is decided for one
     /// is decided for all, as nothing but addresses decides.
-    pub(crate) fn forward_whole(
-        &mut self,
-        from: &Origin,
-        now_ns: u64,
-        container: &[u8],
-        packets: &[Packet],
-    ) -> Taken {
-        let Some((first, others)) = packets.split_first() else { return Taken::No };
+    pub(crate) fn forward_whole(&mut self, from: &Origin, now_ns: u64, whole: &mut Whole<'_, P>) -> Taken {
+        let container = &*whole.bytes;
+        let Some((first, others)) = whole.packets.split_first() else { return Taken::No };
         let frame = &container[first.range()];
         if others.is_empty() || !from.guard.admits(frame) {
             return Taken::No;
@@ -229,7 +231,7 @@ impl<P: SharedWords> Fabric<P> {
         }
         let start = region_start(*region);
         let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
-        let taken = vif.rx.accept_container(memory, now_ns, container, packets, &mut vif.counters);
+        let taken = vif.accept_container(memory, now_ns, whole, &mut self.leases);
         if taken == Taken::Yes {
             self.aim.note(to);
         }
@@ -241,7 +243,7 @@ impl<P: SharedWords> Fabric<P> {
         port.is_none_or(|port| from.guard.privacy.reaches(port.guard.privacy))
     }
 
-    fn flood(&mut self, from: &Origin, now_ns: u64, frame: &[u8], meta: Meta) -> Forwarded {
+    fn flood(&mut self, from: &Origin, now_ns: u64, parcel: &Parcel<'_>) -> Forwarded {
         let mut result = Forwarded::Nobody;
         for at in 0..self.ports.len() {
             let id = PortId(at as u16);
@@ -252,7 +254,7 @@ impl<P: SharedWords> Fabric<P> {
             if id != from.port
                 && hears
                 && self.may_reach(from, id)
-                && self.deliver(id, from, Share::Half, now_ns, frame, meta) == Forwarded::Yes
+                && self.deliver(id, from, Share::Half, now_ns, parcel) == Forwarded::Yes
             {
                 result = Forwarded::Yes;
             }
@@ -266,9 +268,9 @@ impl<P: SharedWords> Fabric<P> {
         from: &Origin,
         share: Share,
         now_ns: u64,
-        frame: &[u8],
-        meta: Meta,
+        parcel: &Parcel<'_>,
     ) -> Forwarded {
+        let Parcel { bytes: frame, meta, .. } = *parcel;
         let Some(port) = self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut) else {
             return Forwarded::Nobody;
         };
@@ -283,9 +285,10 @@ impl<P: SharedWords> Fabric<P> {
                 }
                 let start = region_start(*region);
                 let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
+                let (leases, counters) = (&mut self.leases, &mut vif.counters);
                 match share {
-                    Share::All => vif.rx.accept(memory, now_ns, frame, meta, &mut vif.counters),
-                    Share::Half => vif.rx.accept_flood(memory, now_ns, frame, meta, &mut vif.counters),
+                    Share::All => vif.rx.accept(memory, now_ns, parcel, leases, counters),
+                    Share::Half => vif.rx.accept_flood(memory, now_ns, parcel, leases, counters),
                 }
                 self.trace.guest = Some(to);
             }

@@ -30,7 +30,7 @@ const BUCKET_ENDS_NS: [u64; 22] = {
 };
 
 /// What the names mean that do not say it themselves.
-const HELP: [(&str, &str); 20] = [
+const HELP: [(&str, &str); 21] = [
     ("vif_packets", "Packets; rx is what the guest receives"),
     ("vif_bytes", "Bytes in the packets"),
     ("vif_containers", "Containers handed over"),
@@ -38,6 +38,7 @@ const HELP: [(&str, &str); 20] = [
     ("vif_grant_ops", "Grant operations, each of which copies from or to one page of the guest's"),
     ("vif_copied_bytes", "Bytes that the grant operations copied"),
     ("vif_copies", "Copies made by the processor inside the daemon"),
+    ("vif_moved_bytes", "Bytes that those copied"),
     ("vif_flushes", "Containers that went out, by reason"),
     ("vif_drops", "Packets that were not delivered, by reason"),
     ("vif_hypercalls", "Hypercalls made for the interface"),

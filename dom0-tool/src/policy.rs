@@ -132,6 +132,8 @@ pub enum Reason {
     Idle,
     /// It had been open for as long as the policy allows.
     Deadline,
+    /// It was handed on as another guest wrote it, or was open when one came that was.
+    Whole,
     /// The ring's end was near, and the guest takes no chain across it.
     RingEnd,
 }

@@ -95,6 +95,7 @@ pub fn stats(stats: &Stats) -> String {
             "mapped ops",
             "mapped bytes",
             "copies",
+            "moved bytes",
         ]);
         for (name, direction, ratio) in [
             ("rx", &counters.rx, one.rx_packets_per_container),
@@ -112,13 +113,14 @@ pub fn stats(stats: &Stats) -> String {
                 direction.mapped_ops.to_string(),
                 direction.mapped_bytes.to_string(),
                 direction.copies.to_string(),
+                direction.moved_bytes.to_string(),
             ]);
         }
         text.push_str(&table.trim_fmt());
         let (f, d) = (&counters.flushes, &counters.drops);
         text.push_str(&format!(
-            "\nflushes: full {}, idle {}, deadline {}, target {}, class {}, ring end {}\n",
-            f.full, f.idle, f.deadline, f.target, f.class, f.ring_end,
+            "\nflushes: full {}, idle {}, deadline {}, target {}, class {}, whole {}, ring end {}\n",
+            f.full, f.idle, f.deadline, f.target, f.class, f.whole, f.ring_end,
         ));
         text.push_str(&hold_times(one));
         text.push_str(&format!(

@@ -22,14 +22,17 @@ use serde::{Deserialize, Serialize};
 use crate::aggregate::REGION_BYTES;
 use crate::capture::{Capture, Way};
 use crate::clock::Clock;
-use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, UplinkCounters, Via, region_start};
+use crate::fabric::{
+    Fabric, Forwarded, Kind, Origin, Port, REGIONS_BYTES, UplinkCounters, Via, region_start,
+};
 use crate::port::{Budget, MAX_FRAME_BYTES, Uplink};
 use crate::rules::Guard;
 use crate::switch::{PortId, Segment};
 use crate::vif::holds::HoldTimes;
-use crate::vif::rx::Wish;
+use crate::vif::rx::{Sources, Wish};
+use crate::vif::scratch::{Parcel, Scratch};
 use crate::vif::staging;
-use crate::vif::tx::{Left, Scratch};
+use crate::vif::tx::Left;
 use crate::vif::{Counters, Fault, Vif};
 use crate::xen::{Copies, EventPort, Xen};
 pub use attach::ConnectError;
@@ -40,8 +43,6 @@ pub use stream::Target;
 
 /// Grant copies in one batch, at most.
 pub const BATCH_OPS: usize = 1024;
-/// Private memory for what guests send in one pass.
-const SCRATCH_BYTES: usize = 1 << 20;
 /// Pending ports taken in one pass.
 const EVENTS: usize = 128;
 
@@ -159,7 +160,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             clock,
             settings,
             fabric: Fabric::new(),
-            scratch: Scratch::new(SCRATCH_BYTES),
+            scratch: Scratch::default(),
             trunks: Vec::new(),
             landing: Box::new([0; MAX_FRAME_BYTES]),
             manifest: Box::new(Manifest::new()),
@@ -262,6 +263,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Returns how long an interface's packets were held.
     pub fn holds(&self, id: PortId) -> Option<HoldTimes> {
         self.fabric.holds(id)
+    }
+
+    /// Returns how many blocks of what guests sent are in use: those of the last pass, and those that queues refer to.
+    pub fn blocks_in_use(&self) -> usize {
+        self.fabric.leases.taken()
     }
 
     /// Returns the interfaces that broke the protocol since this was last asked. They are not served any
@@ -430,7 +436,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                     counters.received += 1;
                     counters.received_bytes += frame.len() as u64;
                     fabric.trace.guest = None;
-                    if fabric.forward(&from, now_ns, frame, meta) != Forwarded::Yes {
+                    let parcel = Parcel { bytes: frame, meta, at: None };
+                    if fabric.forward(&from, now_ns, &parcel) != Forwarded::Yes {
                         counters.no_destination += 1;
                     }
                     if let Some(capture) = &mut capture {
@@ -468,7 +475,10 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let start = region_start(*region);
             let memory = &mut self.fabric.regions.bytes_mut()[start..start + REGION_BYTES];
             let staged = vif.staging.as_ref().map(|staging| &staging.table);
-            match vif.rx.fill_batch(memory, start, now_ns, staged, &mut self.rx_copies) {
+            let blocks = self.scratch.bytes();
+            let sources =
+                Sources { region: memory, region_start: start, blocks, blocks_start: REGIONS_BYTES };
+            match vif.rx.fill_batch(sources, now_ns, staged, &mut self.rx_copies) {
                 Ok(this) => wish = earlier(wish, this),
                 Err(error) => fail(&mut self.faults, vif, at, error.into()),
             }
@@ -480,7 +490,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         if self.rx_copies.granted() > 0 {
             self.counters.copy_batches += 1;
             self.counters.copies += self.rx_copies.granted() as u64;
-            self.xen.copy_to_guests(self.fabric.regions.bytes(), self.rx_copies.ops_mut());
+            let local = [self.fabric.regions.bytes(), self.scratch.bytes()];
+            self.xen.copy_to_guests(local, self.rx_copies.ops_mut());
         }
         if !self.rx_copies.ops().is_empty() {
             if self.capture.is_some() {
@@ -494,7 +505,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 && vif.fault.is_none()
             {
                 let Vif { rx, counters, .. } = &mut **vif;
-                vif.notify_rx |= rx.complete(self.rx_copies.ops(), done_ns, counters);
+                vif.notify_rx |=
+                    rx.complete(self.rx_copies.ops(), done_ns, &mut self.fabric.leases, counters);
             }
         }
         wish

@@ -189,6 +189,17 @@ impl xen::PageAccess for BackPage {
         }
         fits
     }
+
+    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool {
+        let fits = to.access == xen::Access::ReadWrite && offset + len <= PAGE_SIZE;
+        if fits {
+            self.life.spend();
+            meddle(&self.meddler, Moment::Copying);
+            self.page.copy_across(offset, &to.page, len);
+            meddle(&self.meddler, Moment::Copied);
+        }
+        fits
+    }
 }
 
 impl Xen for Back {
@@ -271,9 +282,9 @@ impl Xen for Back {
         }
     }
 
-    fn copy_to_guests(&mut self, local: &[u8], ops: &mut [CopyOp]) {
+    fn copy_to_guests(&mut self, local: [&[u8]; 2], ops: &mut [CopyOp]) {
         for op in ops.iter_mut().filter(|op| op.by == By::Grant) {
-            let Some(bytes) = local.get(range(op)) else {
+            let Some(bytes) = op.bytes(local) else {
                 op.status = status::GENERAL_ERROR;
                 continue;
             };

@@ -12,6 +12,7 @@ pub mod host;
 pub mod inhabitants;
 pub mod probe;
 pub mod rawfront;
+pub mod stage;
 pub mod tasks;
 pub mod transfers;
 pub mod uplink;

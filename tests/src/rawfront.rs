@@ -14,7 +14,8 @@ use drayage::vif::rx::{self, Accepts};
 use drayage::vif::{Connection, RemoteEvents, Rings, tx};
 use drayage::worker::Worker;
 use drayage::xen;
-use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse, rx_flags};
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse, rx_flags, tx_flags};
 use drayage_wire::ring::{FrontRing, SharedWords as _};
 use memxen::raw::RawPage;
 use memxen::{Access, DomainId, GrantRef, Hypervisor, Port};
@@ -198,9 +199,42 @@ impl RawFront {
         self.publish();
     }
 
+    /// Sends a frame or a container from as many pages as it takes, from `page` on.
+    ///
+    /// # Panics
+    /// When the ring is full.
+    pub fn send_bytes(&mut self, page: usize, bytes: &[u8]) {
+        let pieces = bytes.chunks(PAGE_SIZE);
+        let last = pieces.len() - 1;
+        for (n, piece) in pieces.enumerate() {
+            self.write(page + n, piece);
+            let gref = self.grant(page + n);
+            let flags = if n < last { tx_flags::MORE_DATA } else { 0 };
+            let size = if n == 0 { bytes.len() } else { piece.len() } as u16;
+            assert!(self.send(TxRequest { gref, offset: 0, flags, id: n as u16, size }), "the ring is full");
+        }
+        self.publish();
+    }
+
     /// Takes the frames that came, by the pages that they lie in.
     pub fn frames(&mut self) -> Vec<Vec<u8>> {
         let received = self.received();
+        self.assembled(&received)
+    }
+
+    /// As [`frames`](Self::frames), and posts the pages that they lay in again.
+    pub fn take_frames(&mut self) -> Vec<Vec<u8>> {
+        let received = self.received();
+        let frames = self.assembled(&received);
+        for answer in &received {
+            let gref = self.grant(usize::from(answer.id));
+            self.post(RxRequest { id: answer.id, gref });
+        }
+        self.publish();
+        frames
+    }
+
+    fn assembled(&self, received: &[RxResponse]) -> Vec<Vec<u8>> {
         let mut slots = received.iter().filter(|answer| answer.status > 0);
         let mut frames = Vec::new();
         while let Some(first) = slots.next() {

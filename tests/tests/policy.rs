@@ -4,16 +4,22 @@
 use std::net::Ipv4Addr;
 use std::sync::mpsc::channel;
 
+use drayage::aggregate::Wrap;
 use drayage::class::Classes;
 use drayage::policy::Policy;
 use drayage::port::generator::{Stream, Template};
 use drayage::switch::Mac;
-use drayage::vif::Counters;
 use drayage::vif::holds::HoldTimes;
-use drayage::worker::Target;
+use drayage::vif::{Counters, rx};
+use drayage::worker::{Settings, Target, Worker};
 use drayage_netfront::Options;
+use drayage_tests::back::Back;
+use drayage_tests::cable::cable;
 use drayage_tests::inhabitants::Pace;
-use drayage_tests::world::{Shape, World};
+use drayage_tests::rawfront::RawFront;
+use drayage_tests::uplink::{Arriving, CableUplink};
+use drayage_tests::world::{LAN, Shape, World, WorldClock};
+use memxen::{DomainId, Hypervisor};
 use proptest::prelude::*;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -344,4 +350,36 @@ fn a_bound_holds_at_saturation() {
         assert!(holds.p99_ns <= 5_000_000, "{holds:?}");
         bed.world.end();
     }
+}
+
+/// Looks at an uplink every 100 us, where the next look may be put off for 400. Returns how many looks found nothing although
+/// frames had come.
+fn looks_put_off(policy: &str) -> usize {
+    const LOOKS: usize = 40;
+    let (hv, clock) = (Hypervisor::new(), WorldClock::default());
+    let mut worker = Worker::new(Back::new(&hv), clock.clone(), Settings::default());
+    let (end, far) = cable();
+    let link = CableUplink { end, arriving: Arriving::Filled, super_frames: false };
+    let uplink = worker.add_uplink(LAN, Box::new(link)).expect("room");
+    let mut front = RawFront::connect_as(&hv, &mut worker, DomainId(GUEST), |connection| {
+        connection.policy = policy.parse().expect("a policy");
+        connection.rx_format = rx::Format::Containers { size: 16_384, wrap: Wrap::Allowed };
+    });
+    front.post_pages(0, 64);
+    let mut missed = 0;
+    for _ in 0..LOOKS {
+        (0..60).for_each(|_| far.send([&GUEST_MAC[..], &FAR_MAC, &[0; 48]].concat()));
+        let before = worker.uplink_counters(uplink).expect("it is there").received;
+        clock.advance(100_000);
+        worker.pass();
+        missed += usize::from(worker.uplink_counters(uplink).expect("it is there").received == before);
+        front.take_frames();
+    }
+    missed
+}
+
+#[test]
+fn a_look_is_put_off_for_long_only_where_no_guest_has_a_bound() {
+    assert!(looks_put_off("opportunistic") > 10);
+    assert_eq!(looks_put_off("slo:delay=500"), 0);
 }

@@ -139,7 +139,7 @@ fn a_container_is_handed_on_whole_only_where_all_of_it_may_go_there() {
         frames
     };
     let cases = [
-        ("all for one", honest(own(6)), 1),
+        ("all for one", honest(own(6)), 0),
         ("one for another guest", among(frame(own(7), own(5), 0xaa)), COUNT),
         ("one as somebody else", among(frame(own(6), STRANGER, 0xbb)), COUNT),
         ("one for everybody", among(frame(BROADCAST, own(5), 0xcc)), COUNT),
@@ -163,14 +163,40 @@ fn a_container_is_handed_on_whole_only_where_all_of_it_may_go_there() {
             assert!(unpacked(other).iter().eq(sent.iter().filter(mine)), "{case}: guest {id}");
         }
         assert_eq!(isolated.frames().len(), 0, "{case}");
-        let copies = bench.counters(&others[0]).rx.copies as usize;
-        assert!(copies <= most_copies && (copies == 1) == (most_copies == 1), "{case}: {copies} copies");
+        let counters = bench.counters(&others[0]);
+        let (copies, whole) = (counters.rx.copies as usize, counters.flushes.whole);
+        assert!(copies <= most_copies && (case == "all for one") == (whole == 1), "{case}: {copies} copies");
         let drops = bench.counters(&sender).drops;
         let spoofed = sent.iter().filter(|f| f[6..12] != own(5)).count() as u64;
         let forbidden = sent.iter().filter(|f| f[..6] == own(8)).count() as u64;
         assert_eq!((drops.wrong_source, drops.isolated), (spoofed, forbidden), "{case}");
         bench.hv.assert_clean();
     }
+}
+
+#[test]
+fn a_guest_that_broke_the_protocol_takes_nothing_any_more() {
+    let mut bench = Bench::new();
+    let mut sender = bench.guest(5, |connection| {
+        connection.tx_format = tx::Format::Containers { size: 65_535 };
+    });
+    let mut broken = bench.guest(6, |connection| {
+        connection.rx_format = rx::Format::Containers { size: 16_384, wrap: Wrap::Allowed };
+    });
+    let sent: Vec<_> = (0..48).map(|n| frame(own(6), own(5), n)).collect();
+    let whole = hand::container(&sent.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0);
+    bench.sends(&mut sender, &whole);
+    assert_eq!(bench.counters(&broken).rx.packets, 48);
+    broken.publish_rx_nonsense(10_000);
+    for _ in 0..3 {
+        bench.sends(&mut sender, &whole);
+        bench.sends(&mut sender, &hand::container(&[&sent[0]], 0));
+    }
+    let before = bench.counters(&broken);
+    assert_eq!(bench.worker.take_faults().len(), 1);
+    bench.sends(&mut sender, &whole);
+    assert_eq!(bench.counters(&broken).rx.packets, before.rx.packets);
+    assert!(bench.counters(&sender).drops.no_destination >= 48, "{:?}", bench.counters(&sender).drops);
 }
 
 #[test]
@@ -198,7 +224,7 @@ fn what_lies_between_the_packets_of_a_container_reaches_nobody() {
     bench.sends(&mut sender, &bytes);
     let [arrived] = receiver.frames().try_into().expect("one container");
     manifest.read(&arrived).expect("a good container");
-    assert_eq!(bench.counters(&receiver).rx.copies, 1, "it went whole");
+    assert_eq!(bench.counters(&receiver).flushes.whole, 1, "it went whole");
     for (end, start) in gaps(&manifest) {
         assert!(arrived[end..start].iter().all(|byte| *byte == 0), "{end}..{start}");
     }

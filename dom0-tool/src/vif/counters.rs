@@ -65,8 +65,12 @@ pub struct Direction {
     pub mapped_ops: u64,
     /// Bytes that those copied.
     pub mapped_bytes: u64,
-    /// Copies made by the processor inside this program, one for each packet that was moved.
+    /// Copies made by the processor from one place in this program's memory to another, one for each packet or container
+    /// that was moved.
     pub copies: u64,
+    /// Bytes that those copied.
+    #[serde(default)]
+    pub moved_bytes: u64,
 }
 
 /// What a guest asked for over its control ring.
@@ -93,6 +97,9 @@ pub struct Flushes {
     pub idle: u64,
     /// See [`Reason::Deadline`].
     pub deadline: u64,
+    /// See [`Reason::Whole`].
+    #[serde(default)]
+    pub whole: u64,
     /// See [`Reason::RingEnd`].
     pub ring_end: u64,
 }
@@ -106,12 +113,20 @@ impl Flushes {
             Reason::Class => &mut self.class,
             Reason::Idle => &mut self.idle,
             Reason::Deadline => &mut self.deadline,
+            Reason::Whole => &mut self.whole,
             Reason::RingEnd => &mut self.ring_end,
         } += 1;
     }
 }
 
 impl Direction {
+    /// Counts a copy from one place in this program's memory to another.
+    #[inline]
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.copies += 1;
+        self.moved_bytes += bytes as u64;
+    }
+
     /// Counts the copies of a chain that were made, and returns how many of them were grant operations.
     pub(crate) fn count_copies(&mut self, done: &[CopyOp]) -> usize {
         let mut granted = 0;

@@ -3,12 +3,14 @@
 //! It knows how the two sides share event channels, and neither where packets come from and go to nor how the
 //! two ends found each other.
 
+pub mod across;
 pub mod counters;
 pub mod floods;
 pub mod holds;
 pub mod multicast;
 pub mod plain;
 pub mod rx;
+pub mod scratch;
 pub mod staging;
 pub mod tx;
 
@@ -18,7 +20,7 @@ use crate::class::Classes;
 use crate::policy::Policy;
 use crate::rules::Rules;
 use crate::switch::{Mac, PortId};
-use crate::xen::{DomainId, EventPort, GrantRef};
+use crate::xen::{DomainId, EventPort, GrantRef, PageAccess};
 pub use counters::Counters;
 use multicast::{Groups, Subscriptions};
 
@@ -142,6 +144,20 @@ pub struct Held {
     pub since_ns: u64,
     /// Bytes of the first.
     pub bytes: usize,
+}
+
+impl<P: PageAccess> Vif<P> {
+    /// As [`rx::Rx::accept_container`].
+    pub fn accept_container(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        whole: &mut across::Whole<'_, P>,
+        leases: &mut scratch::Leases,
+    ) -> tx::Taken {
+        let staged = self.staging.as_ref().map(|staging| &staging.table);
+        self.rx.accept_container(region, now_ns, whole, (staged, leases), &mut self.counters)
+    }
 }
 
 /// A connected interface.

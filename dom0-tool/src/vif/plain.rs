@@ -1,5 +1,5 @@
-//! Frames on their way to a guest that takes no containers: a bounded queue in private memory, laid out so
-//! that a frame of up to a page never crosses one, and so takes one grant copy.
+//! Frames on their way to a guest that takes no containers: a bounded queue of what lies where it was sent from, and of
+//! copies in private memory, laid out so that a frame of up to a page never crosses one, and so takes one grant copy.
 //!
 //! It knows neither rings nor grants.
 
@@ -7,6 +7,7 @@ use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::Meta;
 
 use super::rx::Room;
+use super::scratch::Lent;
 use crate::aggregate::Refusal;
 
 /// Frames that may wait.
@@ -19,6 +20,8 @@ const ALIGN: usize = 32;
 pub struct Frame {
     /// Where it starts in the guest's region, in bytes.
     pub start: u32,
+    /// Where it lies instead, if it was not copied.
+    pub lent: Option<Lent>,
     /// Its length in bytes.
     pub len: u32,
     /// When it was accepted.
@@ -41,6 +44,9 @@ pub struct FrameQueue {
     frames: Box<[Frame]>,
     first: usize,
     waiting: usize,
+    /// Frames that lie in the region, where the oldest of them starts, and where the next one may.
+    own: usize,
+    head: usize,
     tail: usize,
 }
 
@@ -48,7 +54,7 @@ impl FrameQueue {
     /// Makes a queue for a region of `capacity` bytes, a multiple of a page.
     pub fn new(capacity: usize) -> Self {
         let frames = vec![Frame::default(); DEPTH].into_boxed_slice();
-        Self { capacity, frames, first: 0, waiting: 0, tail: 0 }
+        Self { capacity, frames, first: 0, waiting: 0, own: 0, head: 0, tail: 0 }
     }
 
     /// Returns whether no frame waits.
@@ -63,10 +69,10 @@ impl FrameQueue {
 
     /// Returns how much more may wait for certain: a half of what is free, for frames do not fill all of a page.
     pub fn room(&self) -> Room {
-        let used = match (self.peek(0), self.waiting) {
-            (Some(oldest), 1..) if self.tail > oldest.start as usize => self.tail - oldest.start as usize,
-            (Some(oldest), 1..) => self.capacity - (oldest.start as usize - self.tail),
-            _ => 0,
+        let used = match self.own {
+            0 => 0,
+            _ if self.tail > self.head => self.tail - self.head,
+            _ => self.capacity - (self.head - self.tail),
         };
         Room { packets: DEPTH - self.waiting, bytes: (self.capacity - used) / 2 }
     }
@@ -79,8 +85,36 @@ impl FrameQueue {
     /// Frees the `n` oldest frames.
     pub fn release(&mut self, n: usize) {
         let n = n.min(self.waiting);
+        let own = (0..n).filter_map(|ahead| self.peek(ahead)).filter(|frame| frame.lent.is_none()).count();
         self.first = (self.first + n) % DEPTH;
         self.waiting -= n;
+        self.own -= own;
+        if own > 0 {
+            let oldest = self.iter().find(|frame| frame.lent.is_none());
+            self.head = oldest.map_or(0, |frame| frame.start as usize);
+        }
+    }
+
+    /// Returns the frames, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = Frame> + '_ {
+        (0..self.waiting).map_while(|ahead| self.peek(ahead))
+    }
+
+    /// Appends a frame of `len` bytes that lies elsewhere.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn push_lent(&mut self, now_ns: u64, len: usize, meta: Meta, lent: Lent) -> Result<(), Refusal> {
+        if self.waiting == DEPTH {
+            return Err(Refusal::NoRoom);
+        }
+        self.append(Frame { start: 0, lent: Some(lent), len: len as u32, accepted_ns: now_ns, meta });
+        Ok(())
+    }
+
+    fn append(&mut self, frame: Frame) {
+        self.frames[(self.first + self.waiting) % DEPTH] = frame;
+        self.waiting += 1;
     }
 
     /// Appends a frame of `len` bytes that `fill` writes in place.
@@ -104,19 +138,21 @@ impl FrameQueue {
         let start = self.place(len).ok_or(Refusal::NoRoom)?;
         fill(&mut region[start..start + len]);
         let next = (start + len).next_multiple_of(ALIGN);
-        self.frames[(self.first + self.waiting) % DEPTH] =
-            Frame { start: start as u32, len: len as u32, accepted_ns: now_ns, meta };
-        self.waiting += 1;
+        self.append(Frame { start: start as u32, lent: None, len: len as u32, accepted_ns: now_ns, meta });
+        if self.own == 0 {
+            self.head = start;
+        }
+        self.own += 1;
         self.tail = next;
         Ok(())
     }
 
     /// Returns where a frame of `len` bytes can start, if there is room.
     fn place(&self, len: usize) -> Option<usize> {
-        if self.waiting == 0 {
+        if self.own == 0 {
             return (len <= self.capacity).then_some(0);
         }
-        let head = self.frames[self.first].start as usize;
+        let head = self.head;
         let in_page = self.tail % PAGE_SIZE;
         let start =
             if in_page + len <= PAGE_SIZE { self.tail } else { self.tail.next_multiple_of(PAGE_SIZE) };

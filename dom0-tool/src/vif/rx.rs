@@ -1,28 +1,33 @@
-//! Towards the guest: packets into its containers (or frames into its queue), and those into the pages that
-//! it posted.
+//! Towards the guest: packets into its containers, or frames into its queue, as far as there is room and the guest takes
+//! them; `emit` takes them from there into the pages that the guest posted.
 //!
-//! It knows no hypervisor: it asks for copies and is told what came of them. It knows no switch and no
-//! xenstore.
+//! It knows no hypervisor, no switch and no xenstore.
+
+mod across;
+mod emit;
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum;
-use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, GsoKind, HEADER_BYTES, Meta, Packet};
-use drayage_wire::netif::{self, ExtraInfo, ExtraKind, RING_SLOTS, RxRequest, RxResponse, rx_flags, status};
-use drayage_wire::ring::{BackRing, Index, Overrun, SharedWords};
+use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, GsoKind, HEADER_BYTES, Meta, Packet, Writer};
+use drayage_wire::netif::{self, RING_SLOTS};
+use drayage_wire::ring::{BackRing, Index, SharedWords};
 
 use super::Connection;
-use super::counters::{Counters, hypercalls};
+use super::across::Whole;
+use super::counters::Counters;
 use super::floods::{Audience, Floods};
 use super::holds::Holds;
 use super::plain::FrameQueue;
+use super::scratch::{Leases, Parcel, Pins};
 use super::staging::Table;
 use super::tx::Taken;
-use crate::aggregate::{Aggregator, Closed, Refusal, Wrap};
+use crate::aggregate::{Aggregator, Place, Refusal, Wrap};
 use crate::class::Classes;
-use crate::policy::{Policy, Reason};
+use crate::policy::Policy;
 use crate::segment;
-use crate::slo::{Cause, Handed, Slo, Turn};
-use crate::xen::{Copies, CopyOp, DomainId, GNTST_OKAY, GrantRef, PageAccess};
+use crate::slo::Slo;
+use crate::xen::{DomainId, PageAccess};
+pub use emit::{Emission, Sources};
 
 /// What the guest takes, as it said when it connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,41 +105,14 @@ pub enum Wish {
     Now,
 }
 
-/// What a chain carries.
-#[derive(Clone, Copy, Debug)]
-pub enum Emission<'a> {
-    /// A container.
-    Container(&'a [u8]),
-    /// A frame.
-    Frame(&'a [u8]),
-}
-
-/// What came of adding copies to a batch.
-enum Emitted {
-    /// Everything that waited is in it.
-    All,
-    /// The guest has posted too few buffers, and will say when it has posted more.
-    LacksSlots,
-    /// The batch is full.
-    LacksRoom,
-}
-
-/// What came of looking at the open container.
-enum Settled {
-    /// There is none.
-    Nothing,
-    /// It was closed.
-    Closed,
-    /// It stays open.
-    Held { until_ns: u64 },
-}
-
 /// The RX side of a vif.
 #[derive(Debug)]
 pub struct Rx<P> {
     ring: BackRing<netif::Rx, P>,
     domain: DomainId,
     queue: Queue,
+    /// The blocks of what guests sent that the queue refers to.
+    pins: Pins,
     floods: Floods,
     /// For whom what is being pushed is.
     audience: Audience,
@@ -152,6 +130,9 @@ pub struct Rx<P> {
     pass_ns: u64,
     /// The most buffers that the guest had posted at a time.
     posted_most: u32,
+    /// Chains of the running pass that are in the guest's pages already, and the slots that they took.
+    across: usize,
+    across_slots: usize,
     /// Chains that the running batch carries, the number of slots they take, and where their operations are.
     emitted: usize,
     emitted_slots: usize,
@@ -183,6 +164,7 @@ impl<P: SharedWords> Rx<P> {
             ring,
             domain,
             queue,
+            pins: Pins::default(),
             floods: Floods::default(),
             audience: Audience::One,
             accepts,
@@ -194,6 +176,8 @@ impl<P: SharedWords> Rx<P> {
             moved_ns: 0,
             pass_ns: 0,
             posted_most: 1,
+            across: 0,
+            across_slots: 0,
             emitted: 0,
             emitted_slots: 0,
             first_op: 0,
@@ -290,6 +274,12 @@ impl<P: SharedWords> Rx<P> {
             Queue::Plain(_) if len > PAGE_SIZE && !self.accepts.scatter => Err(Refusal::TooLarge),
             Queue::Plain(frames) => frames.push_with(region, now_ns, len, meta, fill),
         };
+        self.note(result, len, meta, counters);
+        result
+    }
+
+    /// Counts what came of a packet.
+    fn note(&mut self, result: Result<(), Refusal>, len: usize, meta: Meta, counters: &mut Counters) {
         match result {
             Ok(()) => {
                 counters.rx.packets += 1;
@@ -300,7 +290,6 @@ impl<P: SharedWords> Rx<P> {
             Err(Refusal::NoRoom) => counters.drops.queue_full += 1,
             Err(Refusal::TooLarge) => counters.drops.too_large += 1,
         }
-        result
     }
 
     /// As [`accept`](Self::accept), for a frame that goes to everybody: such frames may be half of what waits.
@@ -308,8 +297,8 @@ impl<P: SharedWords> Rx<P> {
         &mut self,
         region: &mut [u8],
         now_ns: u64,
-        frame: &[u8],
-        meta: Meta,
+        parcel: &Parcel<'_>,
+        leases: &mut Leases,
         counters: &mut Counters,
     ) {
         if !self.floods.may_wait() {
@@ -317,26 +306,27 @@ impl<P: SharedWords> Rx<P> {
             return;
         }
         self.audience = Audience::All;
-        self.accept(region, now_ns, frame, meta, counters);
+        self.accept(region, now_ns, parcel, leases, counters);
         self.audience = Audience::One;
     }
 
-    /// Takes a copy of a frame, changed as far as this guest needs it: a blank checksum filled, a super-frame
-    /// segmented.
+    /// Takes a frame, changed as far as this guest needs it: a blank checksum filled, a super-frame segmented. What needs no
+    /// change and goes alone is not copied, but stays where it is.
     pub fn accept(
         &mut self,
         region: &mut [u8],
         now_ns: u64,
-        frame: &[u8],
-        meta: Meta,
+        parcel: &Parcel<'_>,
+        leases: &mut Leases,
         counters: &mut Counters,
     ) {
+        let Parcel { bytes: frame, meta, at } = *parcel;
         if let Some(gso) = meta.gso
             && !(self.accepts.gso(gso.kind) && self.takes_whole(frame.len()))
         {
             let whole = segment::tcp(frame, gso, |len, write| {
                 let filled = Meta { checksum: Checksum::Valid, gso: None };
-                counters.rx.copies += 1;
+                counters.rx.moved(len);
                 let _ = self.push_with(region, now_ns, len, filled, counters, write);
             });
             match whole {
@@ -345,33 +335,49 @@ impl<P: SharedWords> Rx<P> {
             }
             return;
         }
-        counters.rx.copies += 1;
         let len = frame.len();
         if meta.checksum == Checksum::Blank && meta.gso.is_none() && !self.accepts.blank(frame) {
             let filled = Meta { checksum: Checksum::Valid, gso: None };
             counters.checksums_filled += 1;
+            counters.rx.moved(len);
             let _ = self.push_with(region, now_ns, len, filled, counters, |bytes| {
                 bytes.copy_from_slice(frame);
                 checksum::fill(bytes);
             });
             return;
         }
+        if let Queue::Plain(frames) = &mut self.queue
+            && (len <= PAGE_SIZE || self.accepts.scatter)
+            && let Some(lent) = at.and_then(|at| self.pins.pin(leases, at))
+        {
+            let result = frames.push_lent(now_ns, len, meta, lent);
+            if result.is_err() {
+                self.pins.unpin(leases, lent);
+            }
+            self.note(result, len, meta, counters);
+            return;
+        }
+        counters.rx.moved(len);
         let _ = self.push_with(region, now_ns, len, meta, counters, |bytes| bytes.copy_from_slice(frame));
     }
 
-    /// Takes a container that another guest wrote, all of whose packets are for this one, `bytes` of them. Returns whether
-    /// it was: nobody has changed anything where it was not. Such a container waits for nothing, as it is full enough.
+    /// Takes a container that another guest wrote, all of whose packets are for this one. Returns whether it was: nobody has
+    /// changed anything where it was not. Such a container waits for nothing, as it is full enough, and is not copied.
     pub fn accept_container(
         &mut self,
         region: &mut [u8],
         now_ns: u64,
-        container: &[u8],
-        packets: &[Packet],
+        whole: &mut Whole<'_, P>,
+        (staged, leases): (Option<&Table<P>>, &mut Leases),
         counters: &mut Counters,
-    ) -> Taken {
+    ) -> Taken
+    where
+        P: PageAccess,
+    {
+        let packets = whole.packets;
         // The other policies have a say in how large a container is to be.
         let Policy::Opportunistic { .. } = self.policy else { return Taken::No };
-        let Queue::Containers(open) = &mut self.queue else { return Taken::No };
+        let Queue::Containers(_) = &self.queue else { return Taken::No };
         let blanks = self.accepts.blank_v4 && self.accepts.blank_v6;
         let mut bytes = 0;
         for Packet { len, meta, .. } in packets {
@@ -382,23 +388,60 @@ impl<P: SharedWords> Rx<P> {
         }
         // A sparse one would cost the guest more pages than its packets need.
         let needed = bytes + HEADER_BYTES + DESCRIPTOR_BYTES * packets.len();
-        if 4 * needed < 3 * container.len().next_multiple_of(PAGE_SIZE) {
+        if 4 * needed < 3 * whole.bytes.len().next_multiple_of(PAGE_SIZE) {
             return Taken::No;
         }
-        if open.push_whole(region, now_ns, container, packets).is_err() {
+        let across = staged.is_some_and(|staged| self.accept_across(region, now_ns, whole, staged));
+        if !across && self.accept_copy(region, now_ns, whole, leases, counters).is_err() {
             return Taken::No;
         }
         counters.rx.packets += packets.len() as u64;
         counters.rx.bytes += bytes as u64;
-        counters.rx.copies += 1;
         self.floods.came_together(packets.len() as u64);
         Taken::Yes
+    }
+
+    /// As [`accept_container`](Self::accept_container), by way of private memory.
+    fn accept_copy(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        whole: &mut Whole<'_, P>,
+        leases: &mut Leases,
+        counters: &mut Counters,
+    ) -> Result<(), Refusal>
+    where
+        P: PageAccess,
+    {
+        let Queue::Containers(open) = &mut self.queue else { return Err(Refusal::TooLarge) };
+        whole.fill();
+        let lent = self.pins.pin(leases, whole.at);
+        let place = lent.map_or(Place::Own, Place::Lent);
+        let pushed = open.push_whole(region, now_ns, whole.bytes, whole.packets, place);
+        match (pushed, lent) {
+            (Err(_), Some(lent)) => self.pins.unpin(leases, lent),
+            (Ok(()), None) => counters.rx.moved(whole.bytes.len()),
+            _ => {}
+        }
+        pushed
+    }
+
+    /// Refers to nothing any more that guests sent: the queue will not be looked at again.
+    pub fn let_go(&mut self, leases: &mut Leases) {
+        let mut unpin = |lent| self.pins.unpin(leases, lent);
+        match &self.queue {
+            Queue::Plain(frames) => frames.iter().filter_map(|frame| frame.lent).for_each(&mut unpin),
+            Queue::Containers(open) => open
+                .waiting()
+                .filter_map(|closed| if let Place::Lent(lent) = closed.place { Some(lent) } else { None })
+                .for_each(&mut unpin),
+        }
     }
 
     fn takes_whole(&self, len: usize) -> bool {
         match &self.queue {
             Queue::Plain(_) => len <= PAGE_SIZE || self.accepts.scatter,
-            Queue::Containers(open) => drayage_wire::container::Writer::could_ever_fit(open.size(), len),
+            Queue::Containers(open) => Writer::could_ever_fit(open.size(), len),
         }
     }
 
@@ -411,344 +454,8 @@ impl<P: SharedWords> Rx<P> {
         }
     }
 
-    /// Shows what the batch that was just copied carries, in order. `region` is this guest's.
-    pub fn show_emitted(&self, region: &[u8], mut each: impl FnMut(Emission<'_>)) {
-        match &self.queue {
-            Queue::Containers(open) => {
-                for closed in open.waiting().take(self.emitted) {
-                    let start = closed.start as usize;
-                    each(Emission::Container(&region[start..start + closed.bytes as usize]));
-                }
-            }
-            Queue::Plain(frames) => {
-                for frame in (0..self.emitted).filter_map(|ahead| frames.peek(ahead)) {
-                    let start = frame.start as usize;
-                    each(Emission::Frame(&region[start..start + frame.len as usize]));
-                }
-            }
-        }
-    }
-
-    fn available(&mut self) -> Result<u32, Overrun> {
-        let available = self.ring.available()?;
-        self.posted_most = self.posted_most.max(available + self.ring.unanswered());
-        Ok(available)
-    }
-
-    /// Adds the copies for what waits and fits into posted buffers, and for the open container if its time has
-    /// come. `region` is this guest's, and lies at `region_start` in the batch's memory; what goes to pages that
-    /// are in `staged` is copied there at once. Returns what the vif wishes for.
-    ///
-    /// # Errors
-    /// [`Overrun`]: the ring is not to be used any more.
-    pub fn fill_batch(
-        &mut self,
-        region: &mut [u8],
-        region_start: usize,
-        now_ns: u64,
-        staged: Option<&Table<P>>,
-        copies: &mut Copies,
-    ) -> Result<Wish, Overrun>
-    where
-        P: PageAccess,
-    {
-        self.emitted = 0;
-        self.emitted_slots = 0;
-        self.first_op = copies.ops().len();
-        self.first_granted = copies.granted();
-        self.pass_ns = now_ns;
-        match self.emit(&mut Outgoing { region, region_start, staged, copies })? {
-            Emitted::All => {}
-            Emitted::LacksSlots => return Ok(Wish::Event),
-            Emitted::LacksRoom => return Ok(Wish::Now),
-        }
-        match self.settle(region, now_ns)? {
-            Settled::Closed => {
-                Ok(match self.emit(&mut Outgoing { region, region_start, staged, copies })? {
-                    Emitted::All | Emitted::LacksSlots => Wish::Event,
-                    Emitted::LacksRoom => Wish::Now,
-                })
-            }
-            Settled::Nothing => Ok(Wish::Event),
-            Settled::Held { until_ns } => Ok(Wish::At(until_ns)),
-        }
-    }
-
-    /// Closes the open container if its time has come. All that was closed before is in the batch.
-    fn settle(&mut self, region: &mut [u8], now_ns: u64) -> Result<Settled, Overrun> {
-        let available = self.available()?;
-        let Queue::Containers(open) = &mut self.queue else { return Ok(Settled::Nothing) };
-        let Some(since_ns) = open.open_since_ns() else { return Ok(Settled::Nothing) };
-        let mut until_ns = since_ns + self.policy.hold_ns();
-        let mut enough = false;
-        if let Some(slo) = &mut self.slo {
-            slo.look(now_ns);
-            until_ns = since_ns + slo.hold_ns();
-            enough = open.open_packets() >= slo.target() || open.open_bytes() >= slo.queue_bytes();
-        }
-        let reason = match self.policy {
-            _ if open.is_urgent() => Reason::Class,
-            _ if now_ns >= until_ns => Reason::Deadline,
-            Policy::Slo { .. } if enough => Reason::Target,
-            // The guest sleeps, or has given back all that it had; else it is to say when it has. A guest
-            // that is just being given something is about to be busy, whatever it says.
-            Policy::Opportunistic { .. }
-                if available >= self.posted_most
-                    || (self.emitted == 0 && self.ring.frontend_waits())
-                    || self.ring.rearm_after(self.posted_most) =>
-            {
-                Reason::Idle
-            }
-            _ => return Ok(Settled::Held { until_ns }),
-        };
-        open.close(region, now_ns, reason);
-        Ok(Settled::Closed)
-    }
-
-    /// Adds the copies for what waits and fits into posted buffers.
-    fn emit(&mut self, out: &mut Outgoing<'_, P>) -> Result<Emitted, Overrun>
-    where
-        P: PageAccess,
-    {
-        loop {
-            let mut available = self.available()?;
-            let lacking = match &self.queue {
-                Queue::Containers(_) => self.emit_containers(&mut available, out),
-                Queue::Plain(_) => self.emit_frames(&mut available, out),
-            };
-            self.blocked = matches!(lacking, Some(1..));
-            match lacking {
-                None => return Ok(Emitted::All),
-                Some(0) => return Ok(Emitted::LacksRoom),
-                Some(needed) => {
-                    if !self.ring.rearm_after(needed) {
-                        return Ok(Emitted::LacksSlots);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Returns the slots that the next chain lacks, 0 if it lacks room in the batch.
-    fn emit_containers(&mut self, available: &mut u32, out: &mut Outgoing<'_, P>) -> Option<u32>
-    where
-        P: PageAccess,
-    {
-        let Queue::Containers(open) = &self.queue else { return None };
-        for closed in open.waiting().skip(self.emitted) {
-            let slots = closed.slots();
-            if slots > *available {
-                return Some(slots);
-            }
-            if out.copies.room() < slots as usize {
-                return Some(0);
-            }
-            let mut left = closed.bytes;
-            let mut start = closed.start;
-            for ahead in 0..slots {
-                let request: RxRequest = self.ring.peek(ahead);
-                self.ids[self.emitted_slots] = request.id;
-                self.emitted_slots += 1;
-                if ahead >= closed.skip {
-                    let len = left.min(PAGE_SIZE as u32) as u16;
-                    out.copy(self.domain, request, start, len);
-                    start += u32::from(len);
-                    left -= u32::from(len);
-                }
-            }
-            self.ring.advance(slots);
-            *available -= slots;
-            self.emitted += 1;
-        }
-        None
-    }
-
-    fn emit_frames(&mut self, available: &mut u32, out: &mut Outgoing<'_, P>) -> Option<u32>
-    where
-        P: PageAccess,
-    {
-        let Queue::Plain(frames) = &self.queue else { return None };
-        while let Some(frame) = frames.peek(self.emitted) {
-            let slots = frame.slots();
-            if slots > *available {
-                return Some(slots);
-            }
-            if out.copies.room() < slots as usize {
-                return Some(0);
-            }
-            let mut left = frame.len;
-            let mut start = frame.start;
-            for ahead in 0..slots {
-                let request: RxRequest = self.ring.peek(ahead);
-                self.ids[self.emitted_slots] = request.id;
-                self.emitted_slots += 1;
-                if frame.meta.gso.is_some() && ahead == 1 {
-                    continue;
-                }
-                let len = left.min(PAGE_SIZE as u32) as u16;
-                out.copy(self.domain, request, start, len);
-                start += u32::from(len);
-                left -= u32::from(len);
-            }
-            self.ring.advance(slots);
-            *available -= slots;
-            self.emitted += 1;
-        }
-        None
-    }
-
-    /// Answers the chains of the batch that was just copied, at `done_ns`. Returns whether the guest is to be
-    /// notified.
-    pub fn complete(&mut self, ops: &[CopyOp], done_ns: u64, counters: &mut Counters) -> bool {
-        if self.emitted == 0 {
-            return false;
-        }
-        self.moved_ns = done_ns;
-        let mut answers = Answers { ring: &mut self.ring, ids: &self.ids, at: 0 };
-        let mut op = self.first_op;
-        match &mut self.queue {
-            Queue::Containers(open) => {
-                for closed in open.waiting().take(self.emitted) {
-                    for _ in 0..closed.skip {
-                        answers.give(0, status::DROPPED);
-                    }
-                    let slots = closed.slots() - closed.skip;
-                    let done = &ops[op..op + slots as usize];
-                    op += slots as usize;
-                    let good = done.iter().all(|op| op.status == GNTST_OKAY);
-                    for (i, copy) in (1..=slots).zip(done) {
-                        let more = if i < slots { rx_flags::MORE_DATA } else { 0 };
-                        if good {
-                            answers.give(more, copy.len as i16);
-                        } else {
-                            answers.give(0, status::DROPPED);
-                        }
-                    }
-                    self.floods.left(u64::from(closed.packets));
-                    counters.flushes.count(closed.reason);
-                    if good {
-                        counters.rx.containers += 1;
-                    } else {
-                        counters.drops.bad_buffer += u64::from(closed.packets);
-                        counters.guest_errors += 1;
-                    }
-                    let hold_ns = done_ns.saturating_sub(closed.opened_ns);
-                    counters.longest_hold_ns = counters.longest_hold_ns.max(hold_ns);
-                    counters.late.judge(hold_ns, self.policy.hold_ns());
-                    for (after_ns, packets) in open.stamps(&closed) {
-                        self.holds.count(hold_ns.saturating_sub(after_ns), packets);
-                    }
-                    if let Some(slo) = &mut self.slo {
-                        slo.learn(&handed(&closed, self.pass_ns, done_ns));
-                    }
-                }
-                open.release(self.emitted);
-                self.ring.mark(open.next_sequence());
-            }
-            Queue::Plain(frames) => {
-                for i in 0..self.emitted {
-                    let Some(frame) = frames.peek(i) else { break };
-                    let slots = frame.len.div_ceil(PAGE_SIZE as u32) as usize;
-                    let done = &ops[op..op + slots];
-                    op += slots;
-                    self.holds.count(done_ns.saturating_sub(frame.accepted_ns), 1);
-                    if !answers.frame(frame.meta, done) {
-                        counters.drops.bad_buffer += 1;
-                        counters.guest_errors += 1;
-                    }
-                }
-                frames.release(self.emitted);
-                self.floods.left(self.emitted as u64);
-            }
-        }
-        let range = self.first_op..op;
-        let granted = counters.rx.count_copies(&ops[range]);
-        counters.hypercalls += hypercalls(&(self.first_granted..self.first_granted + granted));
-        counters.rx.slots += self.emitted_slots as u64;
-        self.emitted = 0;
-        self.ring.publish()
-    }
-
     /// Returns the ring index of the next response, for tests and for a later owner of the ring.
     pub fn next_slot(&self) -> Index {
         self.ring.next_request()
-    }
-}
-
-/// Returns what a container that was handed over says about delays.
-fn handed(closed: &Closed, pass_ns: u64, done_ns: u64) -> Handed {
-    Handed {
-        open_ns: closed.closed_ns.saturating_sub(closed.opened_ns),
-        wait_ns: done_ns.saturating_sub(closed.closed_ns),
-        queued_bytes: closed.queued_bytes as usize,
-        bytes: closed.bytes as usize,
-        cause: if closed.reason == Reason::Deadline { Cause::Deadline } else { Cause::Other },
-        turn: if closed.closed_ns < pass_ns { Turn::Later } else { Turn::Same },
-    }
-}
-
-/// What goes out in a pass: from where, and into what.
-struct Outgoing<'a, P> {
-    region: &'a [u8],
-    region_start: usize,
-    staged: Option<&'a Table<P>>,
-    copies: &'a mut Copies,
-}
-
-impl<P: PageAccess> Outgoing<'_, P> {
-    /// Adds the copy of bytes of the region into a posted page; makes it, if the page is mapped.
-    fn copy(&mut self, domain: DomainId, request: RxRequest, start: u32, len: u16) {
-        let local = self.region_start as u32 + start;
-        let mut op = CopyOp::new(local, GrantRef(request.gref), domain, 0, len);
-        if let Some(table) = self.staged {
-            table.copy_in(&mut op, &self.region[start as usize..start as usize + usize::from(len)]);
-        }
-        self.copies.push(op);
-    }
-}
-
-/// Writes responses in the order of the requests.
-struct Answers<'a, P> {
-    ring: &'a mut BackRing<netif::Rx, P>,
-    ids: &'a [u16],
-    at: usize,
-}
-
-impl<P: SharedWords> Answers<'_, P> {
-    fn give(&mut self, flags: u16, status: i16) {
-        let id = self.ids[self.at];
-        self.at += 1;
-        let answer = RxResponse { id, offset: 0, flags, status };
-        // There is a request for each answer: as many ids were noted as requests were taken.
-        let _ = self.ring.respond(answer);
-    }
-
-    /// Answers the chain of a plain frame. Returns whether it went out.
-    fn frame(&mut self, meta: Meta, done: &[CopyOp]) -> bool {
-        let good = done.iter().all(|op| op.status == GNTST_OKAY);
-        let mut first = match meta.checksum {
-            _ if !good => 0,
-            Checksum::Unverified => 0,
-            Checksum::Valid => rx_flags::DATA_VALIDATED,
-            Checksum::Blank => rx_flags::DATA_VALIDATED | rx_flags::CSUM_BLANK,
-        };
-        if meta.gso.is_some() && good {
-            first |= rx_flags::EXTRA_INFO;
-        }
-        for (i, op) in done.iter().enumerate() {
-            let more = if i + 1 < done.len() && good { rx_flags::MORE_DATA } else { 0 };
-            let flags = more | if i == 0 { first } else { 0 };
-            self.give(flags, if good { op.len as i16 } else { status::ERROR });
-            if let (0, Some(gso)) = (i, meta.gso) {
-                if good {
-                    let kind = ExtraKind::Gso { size: gso.size, gso_type: gso.kind.to_netif() };
-                    self.at += 1;
-                    let _ = self.ring.respond(ExtraInfo { kind, more: false });
-                } else {
-                    self.give(0, status::ERROR);
-                }
-            }
-        }
-        good
     }
 }

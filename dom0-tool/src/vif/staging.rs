@@ -108,12 +108,19 @@ impl<P> Table<P> {
 }
 
 impl<P: PageAccess> Table<P> {
-    fn find(&self, grant: GrantRef) -> Option<&P> {
+    /// Returns a mapped page.
+    pub fn find(&self, grant: GrantRef) -> Option<&P> {
         let place = *self.places.get(grant.0 as usize)?;
         if place & PROVISIONAL != 0 {
             return None;
         }
         self.pages[usize::from((place & !READ_ONLY).checked_sub(1)?)].as_ref()
+    }
+
+    /// Returns a page that is mapped for writing.
+    pub fn find_writable(&self, grant: GrantRef) -> Option<&P> {
+        let place = *self.places.get(grant.0 as usize)?;
+        if place & READ_ONLY != 0 { None } else { self.find(grant) }
     }
 
     /// Does a copy into a guest's page, if the page is mapped for writing. `bytes` are what goes there.
@@ -400,7 +407,7 @@ impl<P: SharedWords> Staging<P> {
             Task::Remove => {
                 // A guest that does not let us write how its entries fared has no use for knowing.
                 let mut op = self.copy_of_list(GrantRef(job.request.data[1]), job.entries);
-                xen.copy_to_guests(self.list.bytes(), std::slice::from_mut(&mut op));
+                xen.copy_to_guests([self.list.bytes(), &[]], std::slice::from_mut(&mut op));
                 counters.hypercalls += 1;
                 self.answer(job.request, status::SUCCESS, job.unmapped, counters);
             }

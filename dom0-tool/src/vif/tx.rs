@@ -1,21 +1,21 @@
-//! From the guest: its requests judged, its pages copied into private memory, and the frames found there.
+//! From the guest: its requests judged, and its pages copied into private memory; `deliver` takes the frames from there.
 //!
 //! Every request is copied once out of the ring, and only the copy is judged (XSA-155); every copy's status
 //! is looked at; a guest that lies loses its own packets. This module knows no hypervisor and no switch.
 
+mod deliver;
+
 use drayage_wire::PAGE_SIZE;
-use drayage_wire::container::{Checksum, Gso, GsoKind, Header, MIN_PACKET_BYTES, Manifest, Meta, Packet};
-use drayage_wire::netif::{
-    self, ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, TxRequest, TxResponse, status, tx_flags,
-};
+use drayage_wire::container::{Checksum, Gso, GsoKind, MIN_PACKET_BYTES, Meta};
+use drayage_wire::netif::{self, ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, TxRequest, tx_flags};
 use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
-use super::counters::{Counters, hypercalls};
-use super::multicast::{Change, Subscriptions};
+use super::multicast::Change;
+use super::scratch::{Leases, Scratch};
 use super::staging::Table;
-use crate::segment;
 use crate::switch::Mac;
-use crate::xen::{Copies, CopyOp, DomainId, GNTST_OKAY, GrantRef, PageAccess};
+use crate::xen::{By, Copies, CopyOp, DomainId, GrantRef, PageAccess};
+pub use deliver::{Delivery, Taken};
 
 /// Extra segments of one frame that are read before the chain counts as endless: one of each kind.
 const MAX_EXTRAS: u32 = 4;
@@ -46,6 +46,15 @@ pub enum Fatal {
     Endless,
 }
 
+/// How much of a container whose pages are mapped is read at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// All of it.
+    Whole,
+    /// What is decided on. The rest may go straight to where it belongs.
+    First,
+}
+
 /// What is to be said about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -65,6 +74,8 @@ struct Chain {
     slots: u16,
     meta: Meta,
     fate: Fate,
+    /// Whether it is still in the guest's mapped pages.
+    unread: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,47 +84,6 @@ enum Fate {
     Malformed,
     /// Nothing to deliver: multicast control.
     Control(Change),
-}
-
-/// Private memory for what guests send, filled from the front in each pass.
-#[derive(Debug)]
-pub struct Scratch {
-    memory: crate::memory::Pages,
-    used: usize,
-}
-
-impl Scratch {
-    /// Makes a scratch of so many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self { memory: crate::memory::Pages::new(bytes), used: 0 }
-    }
-
-    /// Forgets what is in it.
-    pub fn clear(&mut self) {
-        self.used = 0;
-    }
-
-    /// Returns the memory, for the copies.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.memory.bytes_mut()
-    }
-
-    /// Returns the memory.
-    pub fn bytes(&self) -> &[u8] {
-        self.memory.bytes()
-    }
-
-    /// Finds room for `len` bytes that cross no page if they fit into one.
-    fn place(&mut self, len: usize) -> Option<usize> {
-        let in_page = self.used % PAGE_SIZE;
-        let start =
-            if in_page + len <= PAGE_SIZE { self.used } else { self.used.next_multiple_of(PAGE_SIZE) };
-        if start + len > self.memory.bytes().len() {
-            return None;
-        }
-        self.used = (start + len).next_multiple_of(32);
-        Some(start)
-    }
 }
 
 /// The TX side of a vif.
@@ -128,24 +98,6 @@ pub struct Tx<P> {
     first_op: usize,
     /// Where its grant operations are among those of the batch.
     first_granted: usize,
-}
-
-/// What a guest sent, copied and judged.
-#[derive(Clone, Copy, Debug)]
-pub enum Delivery<'a> {
-    /// A container, and the packets that were found in it. Nobody has looked at what its writer says of them.
-    Container(&'a [u8], &'a [Packet]),
-    /// A frame, and what travels beside it.
-    Frame(&'a [u8], Meta),
-}
-
-/// Whether somebody took a delivery. Nobody asks that of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// It was dealt with.
-    Yes,
-    /// It was not.
-    No,
 }
 
 /// What is left in the ring.
@@ -178,16 +130,16 @@ impl<P: SharedWords> Tx<P> {
     }
 
     /// Takes chains and adds the copies of their pages, as far as there is room for them, and no more than `limit`
-    /// bytes. Pages that are in `staged` are copied at once.
+    /// bytes. Pages that are in `staged` are copied at once, or not yet, if no more than a first look is wanted.
     ///
     /// # Errors
     /// [`Fatal`]: the ring is not to be used any more.
     pub fn gather(
         &mut self,
-        scratch: &mut Scratch,
+        (scratch, leases): (&mut Scratch, &mut Leases),
         staged: Option<&Table<P>>,
         copies: &mut Copies,
-        limit: usize,
+        (limit, look): (usize, Look),
     ) -> Result<Left, Fatal>
     where
         P: PageAccess,
@@ -197,7 +149,7 @@ impl<P: SharedWords> Tx<P> {
         self.taken_bytes = 0;
         self.first_op = copies.ops().len();
         self.first_granted = copies.granted();
-        let incoming = &mut Incoming { scratch, staged, copies };
+        let incoming = &mut Incoming { scratch, leases, staged, copies, look };
         let mut available = self.ring.available()?;
         while available > 0 {
             let first: TxRequest = self.ring.peek(0);
@@ -295,18 +247,19 @@ impl<P: SharedWords> Tx<P> {
             slots: slots as u16,
             meta,
             fate,
+            unread: false,
         };
         if fate == Fate::Copied {
             if incoming.copies.room() < parts.len() {
                 return Ok(None);
             }
-            let Some(start) = incoming.scratch.place(total) else { return Ok(None) };
-            chain.start = start as u32;
+            let Some(start) = incoming.scratch.place(incoming.leases, total) else { return Ok(None) };
+            chain.start = start;
             chain.len = total as u32;
             chain.ops = parts.len() as u16;
-            let mut local = start as u32;
+            let mut local = start;
             for part in parts {
-                incoming.copy(self.domain, part, local);
+                incoming.copy(self.domain, part, local, false);
                 local += u32::from(part.size);
             }
         }
@@ -371,20 +324,20 @@ impl<P: SharedWords> Tx<P> {
             slots: slots as u16,
             meta: Meta::default(),
             fate,
+            unread: false,
         };
         if fate == Fate::Copied {
             if incoming.copies.room() < parts.len() {
                 return Ok(None);
             }
-            // At a page's start, so that every slot's page is one copy.
-            incoming.scratch.used = incoming.scratch.used.next_multiple_of(PAGE_SIZE);
-            let Some(start) = incoming.scratch.place(total) else { return Ok(None) };
-            chain.start = start as u32;
+            let Some(start) = incoming.scratch.place_pages(incoming.leases, total) else { return Ok(None) };
+            chain.start = start;
             chain.len = total as u32;
             chain.ops = parts.len() as u16;
-            let mut local = start as u32;
+            let mut local = start;
+            chain.unread = incoming.may_wait(parts);
             for part in parts {
-                incoming.copy(self.domain, part, local);
+                incoming.copy(self.domain, part, local, chain.unread);
                 local += u32::from(part.size);
             }
         }
@@ -402,112 +355,6 @@ impl<P: SharedWords> Tx<P> {
             } else {
                 Answer::Request(self.ring.peek::<TxRequest>(ahead).id)
             });
-        }
-    }
-
-    /// Hands over what the batch that was just copied brought, in order. A container that is not taken as one comes
-    /// again frame by frame.
-    pub fn deliver(
-        &mut self,
-        scratch: &[u8],
-        ops: &[CopyOp],
-        manifest: &mut Manifest,
-        subscriptions: &mut Subscriptions<P>,
-        counters: &mut Counters,
-        mut each: impl FnMut(Delivery<'_>, &mut Counters) -> Taken,
-    ) {
-        let mut answers = self.answers.iter();
-        let mut granted = 0;
-        for chain in &self.chains {
-            let first_op = chain.first_op as usize;
-            let done = &ops[first_op..first_op + usize::from(chain.ops)];
-            let bytes = &scratch[chain.start as usize..(chain.start + chain.len) as usize];
-            let mut answer = status::OKAY;
-            match chain.fate {
-                Fate::Copied if done.iter().any(|op| op.status != GNTST_OKAY) => {
-                    counters.drops.unreadable += 1;
-                    counters.guest_errors += 1;
-                    answer = status::ERROR;
-                }
-                Fate::Copied => {
-                    granted += counters.tx.count_copies(done);
-                    if self.format == Format::Plain {
-                        counters.tx.packets += 1;
-                        counters.tx.bytes += bytes.len() as u64;
-                        if let Some(meta) = judge(bytes, chain.meta, counters) {
-                            each(Delivery::Frame(bytes, meta), counters);
-                        }
-                    } else if manifest.read(bytes).is_ok() {
-                        let packets = manifest.packets();
-                        counters.tx.containers += 1;
-                        counters.tx.packets += packets.len() as u64;
-                        counters.tx.bytes += packets.iter().map(|packet| u64::from(packet.len)).sum::<u64>();
-                        if each(Delivery::Container(bytes, packets), counters) == Taken::No {
-                            for packet in packets {
-                                let frame = &bytes[packet.range()];
-                                if let Some(meta) = judge(frame, packet.meta, counters) {
-                                    each(Delivery::Frame(frame, meta), counters);
-                                }
-                            }
-                        }
-                    } else {
-                        counters.drops.malformed += 1;
-                        counters.guest_errors += 1;
-                        answer = status::ERROR;
-                    }
-                }
-                Fate::Malformed => {
-                    counters.drops.malformed += 1;
-                    counters.guest_errors += 1;
-                    answer = status::ERROR;
-                }
-                Fate::Control(change) => {
-                    if subscriptions.change(change).is_err() {
-                        counters.guest_errors += 1;
-                        answer = status::ERROR;
-                    }
-                }
-            }
-            counters.tx.slots += u64::from(chain.slots);
-            for noted in answers.by_ref().take(usize::from(chain.slots)) {
-                let response = match *noted {
-                    Answer::Request(id) => TxResponse { id, status: answer },
-                    Answer::Extra => TxResponse { id: 0, status: status::NULL },
-                };
-                // As many answers were noted as requests were taken.
-                let _ = self.ring.respond(response);
-            }
-        }
-        counters.hypercalls += hypercalls(&(self.first_granted..self.first_granted + granted));
-        self.chains.clear();
-        self.answers.clear();
-    }
-
-    /// Shows how each frame travelled that [`deliver`](Self::deliver) is about to hand over, in the same order: its
-    /// container's header and its position in it, or `None` if it came alone.
-    pub fn show_gathered(
-        &self,
-        scratch: &[u8],
-        ops: &[CopyOp],
-        manifest: &mut Manifest,
-        mut each: impl FnMut(Option<(Header, u32)>),
-    ) {
-        for chain in self.chains.iter().filter(|chain| chain.fate == Fate::Copied) {
-            let first_op = chain.first_op as usize;
-            let done = &ops[first_op..first_op + usize::from(chain.ops)];
-            if done.iter().any(|op| op.status != GNTST_OKAY) {
-                continue;
-            }
-            if self.format == Format::Plain {
-                each(None);
-                continue;
-            }
-            let bytes = &scratch[chain.start as usize..(chain.start + chain.len) as usize];
-            if let Ok(header) = manifest.read(bytes) {
-                for position in 0..manifest.packets().len() as u32 {
-                    each(Some((header, position)));
-                }
-            }
         }
     }
 
@@ -530,34 +377,33 @@ impl<P: SharedWords> Tx<P> {
 /// Where what guests sent goes to, and how.
 struct Incoming<'a, P> {
     scratch: &'a mut Scratch,
+    leases: &'a mut Leases,
     staged: Option<&'a Table<P>>,
     copies: &'a mut Copies,
+    look: Look,
 }
 
 impl<P: PageAccess> Incoming<'_, P> {
+    /// Returns whether a container may be left where it is for now: all its pages are mapped.
+    fn may_wait(&self, parts: &[TxRequest]) -> bool {
+        let mapped = |table: &Table<P>| parts.iter().all(|part| table.find(GrantRef(part.gref)).is_some());
+        self.look == Look::First && self.staged.is_some_and(mapped)
+    }
+
     /// Adds the copy of a part of a page into private memory; makes it, if the page is mapped. Either way each
     /// byte is read once, and what is judged and delivered is the copy.
-    fn copy(&mut self, domain: DomainId, part: &TxRequest, local: u32) {
+    /// One that is left for later counts as made by then.
+    fn copy(&mut self, domain: DomainId, part: &TxRequest, local: u32, later: bool) {
         let mut op = CopyOp::new(local, GrantRef(part.gref), domain, part.offset, part.size);
-        if let Some(table) = self.staged {
+        if later {
+            op.by = By::Mapping;
+        } else if let Some(table) = self.staged {
             let start = local as usize;
             let into = &mut self.scratch.bytes_mut()[start..start + usize::from(part.size)];
             table.copy_out(&mut op, into);
         }
         self.copies.push(op);
     }
-}
-
-/// Judges what a guest says of a frame, before somebody else believes it: a super-frame must be one, and its
-/// checksum is blank whatever the flags. Returns what travels beside the frame, or `None` for one to be dropped.
-fn judge(frame: &[u8], meta: Meta, counters: &mut Counters) -> Option<Meta> {
-    let Some(gso) = meta.gso else { return Some(meta) };
-    if !segment::is_sound(frame, gso) {
-        counters.drops.malformed += 1;
-        return None;
-    }
-    counters.tx.super_frames += 1;
-    Some(Meta { checksum: Checksum::Blank, gso: Some(gso) })
 }
 
 fn checksum_of(flags: u16) -> Checksum {

@@ -148,7 +148,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         if !matches!(slot, Some(Port { kind: Kind::Guest { .. }, .. })) {
             return None;
         }
-        let Some(Port { kind: Kind::Guest { vif, region }, .. }) = slot.take() else { return None };
+        let Some(Port { kind: Kind::Guest { mut vif, region }, .. }) = slot.take() else { return None };
+        vif.rx.let_go(&mut self.fabric.leases);
         let control = vif.staging.as_ref().map(|staging| staging.event);
         for port in [vif.events.tx, vif.events.rx].into_iter().chain(control) {
             if let Some(owner) = self.owners.get_mut(port.0 as usize) {

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, Via};
 use crate::switch::PortId;
 use crate::vif::rx::Wish;
-use crate::vif::tx::{Delivery, Left, Taken};
+use crate::vif::tx::{Delivery, Left, Look, Taken};
 use crate::vif::{Aim, Counters, Held, Vif};
 use crate::xen::Xen;
 
@@ -108,7 +108,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
 
     /// Takes requests out of the rings. Returns whether there is more, and whether a ring was looked at.
     fn gather(&mut self, now_ns: u64) -> (Left, bool) {
-        self.scratch.clear();
+        self.scratch.begin(&mut self.fabric.leases);
         self.tx_copies.clear();
         let (mut left, mut any) = (Left::Nothing, false);
         let ports = self.fabric.ports.len();
@@ -117,6 +117,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let mut starved = None;
         for at in (first..ports).chain(0..first) {
             let allowance = allowance(&self.fabric, at, now_ns);
+            let look = self.look(allowance);
             let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at] else {
                 continue;
             };
@@ -126,7 +127,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             any = true;
             let since_ns = vif.held.take().map(|held| held.since_ns);
             let staged = vif.staging.as_ref().map(|staging| &staging.table);
-            match vif.tx.gather(&mut self.scratch, staged, &mut self.tx_copies, allowance.bytes()) {
+            let room = (&mut self.scratch, &mut self.fabric.leases);
+            match vif.tx.gather(room, staged, &mut self.tx_copies, (allowance.bytes(), look)) {
                 Ok(Left::Nothing) => {
                     vif.tx_ready = false;
                     vif.tx_drained = true;
@@ -152,6 +154,20 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         (left, any)
     }
 
+    /// Returns how much of a container in mapped pages is to be read before it is known where it goes: a capture wants to
+    /// see all of it, and only where the next guest's pages are mapped, too, it goes straight there.
+    fn look(&self, allowance: Allowance) -> Look {
+        let Allowance::Bytes { to, .. } = allowance else { return Look::Whole };
+        match self.fabric.ports.get(usize::from(to.0)) {
+            Some(Some(Port { kind: Kind::Guest { vif, .. }, .. }))
+                if vif.staging.is_some() && self.capture.is_none() =>
+            {
+                Look::First
+            }
+            _ => Look::Whole,
+        }
+    }
+
     /// Sends on what was taken from the guest at a port. Returns how many frames that was.
     fn deliver(&mut self, at: usize, now_ns: u64) -> usize {
         // The sender is out of the list while its frames are handed to others.
@@ -161,8 +177,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let from =
                 Origin { port: PortId(at as u16), segment: port.segment, guard: port.guard, via: Via::Own };
             let fabric = &mut self.fabric;
-            let Vif { tx, subscriptions, counters, .. } = &mut **vif;
-            let scratch = self.scratch.bytes();
+            let Vif { tx, subscriptions, staging, counters, .. } = &mut **vif;
+            let staged = staging.as_ref().map(|staging| &staging.table);
+            let scratch = self.scratch.bytes_mut();
             let mut capture = self.capture.as_deref_mut();
             if let Some(capture) = &mut capture {
                 let ops = self.tx_copies.ops();
@@ -170,14 +187,15 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             }
             fabric.aim = Aim::Nothing;
             let before = counters.tx;
-            let each = |delivery: Delivery<'_>, counters: &mut Counters| {
-                let (frame, meta) = match delivery {
-                    Delivery::Frame(frame, meta) => (frame, meta),
+            let each = |delivery: Delivery<'_, '_, X::Page>, counters: &mut Counters| {
+                let parcel = match delivery {
+                    Delivery::Frame(parcel) => parcel,
                     // A capture shows each packet's way.
-                    Delivery::Container(..) if capture.is_some() => return Taken::No,
-                    Delivery::Container(container, packets) => {
-                        let taken = fabric.forward_whole(&from, now_ns, container, packets);
-                        frames += if taken == Taken::Yes { packets.len() } else { 0 };
+                    Delivery::Container(_) if capture.is_some() => return Taken::No,
+                    Delivery::Container(whole) => {
+                        let packets = whole.packets.len();
+                        let taken = fabric.forward_whole(&from, now_ns, whole);
+                        frames += if taken == Taken::Yes { packets } else { 0 };
                         return taken;
                     }
                 };
@@ -185,9 +203,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 if let Some(capture) = &mut capture
                     && capture.port() == from.port
                 {
-                    capture.take(now_ns, Way::In, capture.noted(frames - 1), frame);
+                    capture.take(now_ns, Way::In, capture.noted(frames - 1), parcel.bytes);
                 }
-                match fabric.forward(&from, now_ns, frame, meta) {
+                match fabric.forward(&from, now_ns, &parcel) {
                     Forwarded::Yes => {}
                     Forwarded::Nobody => counters.drops.no_destination += 1,
                     Forwarded::WrongSource => counters.drops.wrong_source += 1,
@@ -196,11 +214,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                 if let Some(capture) = &mut capture
                     && std::mem::take(&mut fabric.trace.hit)
                 {
-                    capture.take(now_ns, Way::Out, capture.noted(frames - 1), frame);
+                    capture.take(now_ns, Way::Out, capture.noted(frames - 1), parcel.bytes);
                 }
                 Taken::Yes
             };
-            tx.deliver(scratch, self.tx_copies.ops(), &mut self.manifest, subscriptions, counters, each);
+            let ops = self.tx_copies.ops();
+            tx.deliver(scratch, ops, &mut self.manifest, (subscriptions, staged), counters, each);
             let (bytes, packets) = (counters.tx.bytes - before.bytes, counters.tx.packets - before.packets);
             if let Some(mean) = bytes.checked_div(packets) {
                 (vif.aim, vif.frame_bytes) = (self.fabric.aim, mean as usize);

@@ -12,6 +12,7 @@ use crate::fabric::{Forwarded, Kind, Origin, Port, Via};
 use crate::rules::Guard;
 use crate::switch::{Mac, PortId, Segment};
 use crate::trunk::{Trunk, TrunkCounters, pair};
+use crate::vif::scratch::Parcel;
 use crate::vif::tx::Left;
 use crate::xen::Xen;
 
@@ -90,7 +91,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                     taken += 1;
                     let guard = Guard::of_another(label.privacy);
                     let from = Origin { port: id, segment: label.segment, guard, via: Via::Trunk };
-                    match self.fabric.forward(&from, now_ns, &self.landing[..len], label.meta) {
+                    let parcel = Parcel { bytes: &self.landing[..len], meta: label.meta, at: None };
+                    match self.fabric.forward(&from, now_ns, &parcel) {
                         Forwarded::Yes => {}
                         Forwarded::Isolated => trunk.counters.isolated += 1,
                         Forwarded::Nobody | Forwarded::WrongSource => trunk.counters.no_destination += 1,

@@ -3,7 +3,6 @@
 //! It runs only while there is a capture.
 
 use drayage_wire::container::Manifest;
-use drayage_wire::ring::SharedWords;
 
 use super::Worker;
 use crate::aggregate::REGION_BYTES;
@@ -13,10 +12,10 @@ use crate::fabric::{Kind, Port, region_start};
 use crate::switch::PortId;
 use crate::vif::rx::Emission;
 use crate::vif::tx::Tx;
-use crate::xen::{CopyOp, Xen};
+use crate::xen::{CopyOp, PageAccess, Xen};
 
 /// Notes how the frames of a guest travelled that are about to be delivered.
-pub(super) fn note_gathered<P: SharedWords>(
+pub(super) fn note_gathered<P: PageAccess>(
     capture: &mut Capture,
     vif: PortId,
     tx: &Tx<P>,
@@ -72,7 +71,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             }
             let start = region_start(*region);
             let memory = &self.fabric.regions.bytes()[start..start + REGION_BYTES];
-            vif.rx.show_emitted(memory, |emission| match emission {
+            vif.rx.show_emitted(memory, self.scratch.bytes(), |emission| match emission {
                 Emission::Container(bytes) => {
                     // It is our own, and good.
                     let Ok(header) = manifest.read(bytes) else { return };

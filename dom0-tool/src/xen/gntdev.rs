@@ -15,7 +15,7 @@ use drayage_shared::{SharedBytes, SharedPage};
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 
-use super::{Access, By, CopyOp, DomainId, GNTST_GENERAL_ERROR, GrantRef, PageAccess, in_bounds};
+use super::{Access, By, CopyOp, DomainId, GNTST_GENERAL_ERROR, GrantRef, PageAccess};
 
 /// The device file.
 pub(super) const PATH: &str = "/dev/xen/gntdev";
@@ -187,16 +187,18 @@ impl Gntdev {
         Ok(page)
     }
 
-    pub(super) fn copy_to(&mut self, local: &[u8], ops: &mut [CopyOp]) {
+    pub(super) fn copy_to(&mut self, local: [&[u8]; 2], ops: &mut [CopyOp]) {
         // The kernel only reads through this pointer: the local end is each segment's source.
-        self.copy(local.as_ptr().cast_mut(), local.len(), ops, Way::ToGuests);
+        self.copy(|op| op.bytes(local).map(|bytes| bytes.as_ptr().cast_mut()), ops, Way::ToGuests);
     }
 
     pub(super) fn copy_from(&mut self, local: &mut [u8], ops: &mut [CopyOp]) {
-        self.copy(local.as_mut_ptr(), local.len(), ops, Way::FromGuests);
+        let (start, len) = (local.as_mut_ptr(), local.len());
+        self.copy(|op| op.range(len).map(|range| start.wrapping_add(range.start)), ops, Way::FromGuests);
     }
 
-    fn copy(&mut self, local: *mut u8, local_len: usize, ops: &mut [CopyOp], way: Way) {
+    /// `local` says where in memory an operation's private end is, `None` where not all of it is inside.
+    fn copy(&mut self, local: impl Fn(&CopyOp) -> Option<*mut u8>, ops: &mut [CopyOp], way: Way) {
         let segments = &mut self.segments.0;
         segments.clear();
         for op in &mut *ops {
@@ -204,9 +206,8 @@ impl Gntdev {
                 continue;
             }
             // An operation out of bounds would be this program's own mistake: it becomes an empty one.
-            let ok = in_bounds(op, local_len);
-            let (at, len) = if ok { (op.local as usize, op.len) } else { (0, 0) };
-            let inside = End { local: local.wrapping_add(at) };
+            let (at, len) = local(op).map_or((std::ptr::null_mut(), 0), |at| (at, op.len));
+            let inside = End { local: at };
             let foreign =
                 End { foreign: Foreign { grant: op.grant.0, offset: op.offset, domain: op.domain.0 } };
             segments.push(match way {
@@ -220,12 +221,12 @@ impl Gntdev {
             return;
         }
         let mut request = GrantCopy { count: segments.len() as u32, segments: segments.as_mut_ptr() };
-        // SAFETY: the array has `count` initialised segments and outlives the call. Every local end lies
-        // within `local_len` bytes at `local`, borrowed by the caller for the call: shared where the kernel
-        // reads (`copy_to`), exclusively where it writes (`copy_from`).
+        // SAFETY: the array has `count` initialised segments and outlives the call. Every local end is empty,
+        // or lies within memory that the caller has borrowed for the call: shared where the kernel reads (`copy_to`),
+        // exclusively where it writes (`copy_from`).
         let rc = unsafe { libc::ioctl(self.file.as_raw_fd(), GRANT_COPY as _, &raw mut request) };
         for (op, segment) in ops.iter_mut().filter(|op| op.by == By::Grant).zip(&*segments) {
-            let good = rc == 0 && in_bounds(op, local_len);
+            let good = rc == 0 && local(op).is_some();
             op.status = if good { segment.status } else { GNTST_GENERAL_ERROR };
         }
     }
@@ -279,6 +280,11 @@ impl PageAccess for MappedPage {
 
     fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
         self.at.as_ref().is_some_and(|page| page.bytes.copy_out(offset, into).is_ok())
+    }
+
+    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool {
+        let (Some(from), Some(to)) = (&self.at, &to.at) else { return false };
+        to.access == Access::ReadWrite && from.bytes.copy_across(offset, &to.bytes, offset, len).is_ok()
     }
 }
 

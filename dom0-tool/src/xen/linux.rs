@@ -68,6 +68,13 @@ impl PageAccess for Page {
             Self::Kept(_) => false,
         }
     }
+
+    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool {
+        match (self, to) {
+            (Self::Mapped(from), Self::Mapped(to)) => from.copy_across(offset, to, len),
+            _ => false,
+        }
+    }
 }
 
 /// A device file of Xen's could not be opened.
@@ -146,7 +153,7 @@ impl Xen for Linux {
         self.evtchn.unmask(ports);
     }
 
-    fn copy_to_guests(&mut self, local: &[u8], ops: &mut [CopyOp]) {
+    fn copy_to_guests(&mut self, local: [&[u8]; 2], ops: &mut [CopyOp]) {
         self.gntdev.copy_to(local, ops);
     }
 

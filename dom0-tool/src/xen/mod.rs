@@ -8,6 +8,7 @@ pub mod gntdev;
 pub mod kept;
 mod linux;
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use drayage_wire::ring::SharedWords;
@@ -141,6 +142,10 @@ pub trait PageAccess: SharedWords {
 
     /// Copies bytes out of the page. Returns whether it has as many there.
     fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool;
+
+    /// Copies bytes from the page into the same place of another one, with no copy in between. Returns whether that may be
+    /// written and both have as many there.
+    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool;
 }
 
 /// Why a page could not be mapped or an event channel not be bound.
@@ -205,8 +210,9 @@ pub trait Xen {
     /// Lets ports become pending again. Events that came while they were masked are not lost.
     fn unmask(&mut self, ports: &[EventPort]);
 
-    /// Makes the copies that are [its own](By::Grant), from `local` into granted pages. Each gets a status of its own.
-    fn copy_to_guests(&mut self, local: &[u8], ops: &mut [CopyOp]);
+    /// Makes the copies that are [its own](By::Grant), from `local` into granted pages. Each gets a status of its own. The
+    /// second piece of `local` is numbered on from the first.
+    fn copy_to_guests(&mut self, local: [&[u8]; 2], ops: &mut [CopyOp]);
 
     /// Makes the copies that are [its own](By::Grant), from granted pages into `local`. Each gets a status of its own.
     fn copy_from_guests(&mut self, local: &mut [u8], ops: &mut [CopyOp]);
@@ -215,9 +221,22 @@ pub trait Xen {
     fn event_descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 
-/// Returns whether an operation stays inside its local memory and its page.
-fn in_bounds(op: &CopyOp, local_len: usize) -> bool {
-    let local_end = u64::from(op.local) + u64::from(op.len);
-    let page_end = usize::from(op.offset) + usize::from(op.len);
-    local_end <= local_len as u64 && page_end <= drayage_wire::PAGE_SIZE
+impl CopyOp {
+    /// Returns which bytes of private memory it is about, if all of them are there and it stays inside its page.
+    pub fn range(&self, local_len: usize) -> Option<Range<usize>> {
+        let (start, len) = (self.local as usize, usize::from(self.len));
+        let inside =
+            start.checked_add(len)? <= local_len && usize::from(self.offset) + len <= drayage_wire::PAGE_SIZE;
+        inside.then(|| start..start + len)
+    }
+
+    /// As [`range`](Self::range), the bytes themselves, in memory of two pieces, the second of which is numbered on from
+    /// the first.
+    pub fn bytes<'a>(&self, local: [&'a [u8]; 2]) -> Option<&'a [u8]> {
+        let [first, second] = local;
+        match (self.local as usize).checked_sub(first.len()) {
+            None => first.get(self.range(first.len())?),
+            Some(start) => second.get(Self { local: start as u32, ..*self }.range(second.len())?),
+        }
+    }
 }

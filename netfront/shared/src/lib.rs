@@ -148,6 +148,39 @@ impl SharedBytes {
         }
         Ok(())
     }
+
+    /// Copies `len` bytes from `offset` on into another shared range, at `at`, with no copy in between. Each byte is read
+    /// once.
+    ///
+    /// # Errors
+    /// [`OutOfRange`], of either range; nothing is then copied.
+    pub fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> Result<(), OutOfRange> {
+        self.check(offset, len)?;
+        to.check(at, len)?;
+        let bulk = len - len % 8;
+        for i in (0..bulk).step_by(8) {
+            // SAFETY: `offset + len` was checked to lie in the range that `new` was promised.
+            let source = unsafe { self.start.add(offset + i) };
+            // SAFETY: `at + len` was checked to lie in the range that the other's `new` was promised.
+            let target = unsafe { to.start.add(at + i) };
+            // SAFETY: eight readable bytes, by the first check; every bit pattern is a value of the type, which needs no
+            // alignment.
+            let word = unsafe { source.cast::<Unaligned>().read_volatile() };
+            // SAFETY: eight writable bytes, by the second check.
+            unsafe { target.cast::<Unaligned>().write_volatile(word) };
+        }
+        for i in bulk..len {
+            // SAFETY: in range by the first check.
+            let source = unsafe { self.start.add(offset + i) };
+            // SAFETY: in range by the second check.
+            let target = unsafe { to.start.add(at + i) };
+            // SAFETY: one readable byte, by the first check.
+            let byte = unsafe { source.read_volatile() };
+            // SAFETY: one writable byte, by the second check.
+            unsafe { target.write_volatile(byte) };
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -182,5 +215,15 @@ mod tests {
         assert_eq!(shared.copy_in(usize::MAX, &pattern), Err(OutOfRange));
         assert_eq!(shared.copy_out(64, &mut back[..0]), Ok(()));
         assert_eq!(shared.copy_out(64, &mut back[..1]), Err(OutOfRange));
+        let mut others = [0u8; 40];
+        // SAFETY: as above.
+        let other = unsafe { SharedBytes::new(NonNull::from(&mut others).cast(), 40) };
+        assert_eq!(shared.copy_across(3, &other, 5, 29), Ok(()));
+        let mut there = [0xff; 40];
+        assert_eq!(other.copy_out(0, &mut there), Ok(()));
+        assert_eq!((&there[..5], &there[34..]), (&[0; 5][..], &[0; 6][..]));
+        assert_eq!(there[5..34], pattern);
+        assert_eq!(shared.copy_across(36, &other, 0, 29), Err(OutOfRange));
+        assert_eq!(shared.copy_across(0, &other, 36, 5), Err(OutOfRange));
     }
 }

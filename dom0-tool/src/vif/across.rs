@@ -1,0 +1,153 @@
+//! A container in the pages of a guest that has them mapped here: what is decided on is read first, into private memory,
+//! and the rest once it is known where it goes, straight into the pages of another guest where those are mapped, too.
+//!
+//! Each byte is read once. Header, table and the first bytes of each packet, from which it is decided, go out from
+//! private memory, so that it does not matter what their writer makes of them meanwhile. It knows pages and packets, and
+//! neither rings nor ports.
+
+use std::ops::Range;
+
+use drayage_wire::PAGE_SIZE;
+use drayage_wire::container::{DESCRIPTOR_BYTES, HEADER_BYTES, MIN_PACKET_BYTES, Packet};
+
+use crate::xen::{GrantRef, PageAccess};
+
+/// Pages of a container, at most.
+pub const MOST_PAGES: usize = 16;
+/// Bytes of each packet that are decided on: where it goes to and comes from.
+const KNOWN_BYTES: usize = MIN_PACKET_BYTES;
+
+/// The mapped pages of one container, in order.
+#[derive(Debug)]
+pub struct Mapped<'a, P>([Option<&'a P>; MOST_PAGES]);
+
+impl<'a, P: PageAccess> Mapped<'a, P> {
+    /// Finds the pages behind references. `None` if one is not mapped, or there are too many.
+    pub fn find(
+        grants: impl Iterator<Item = GrantRef>,
+        page: impl Fn(GrantRef) -> Option<&'a P>,
+    ) -> Option<Self> {
+        let mut pages = [None; MOST_PAGES];
+        let mut slots = pages.iter_mut();
+        for grant in grants {
+            *slots.next()? = Some(page(grant)?);
+        }
+        Some(Self(pages))
+    }
+
+    /// Calls `each` with each page that has a part of a range, where in the page that part is, and where in the container.
+    fn parts(&self, range: Range<usize>, mut each: impl FnMut(usize, &'a P, usize, Range<usize>)) {
+        let mut at = range.start;
+        while at < range.end {
+            let (number, offset) = (at / PAGE_SIZE, at % PAGE_SIZE);
+            let end = range.end.min(at - offset + PAGE_SIZE);
+            // There are as many pages as the container needs.
+            if let Some(page) = self.0.get(number).copied().flatten() {
+                each(number, page, offset, at..end);
+            }
+            at = end;
+        }
+    }
+
+    /// Copies a part into the private copy.
+    fn read(&self, range: Range<usize>, copy: &mut [u8]) {
+        self.parts(range, |_, page, offset, part| {
+            page.copy_out(offset, &mut copy[part]);
+        });
+    }
+
+    /// Copies a part of the private copy out.
+    fn write(&self, range: Range<usize>, copy: &[u8]) {
+        self.parts(range, |_, page, offset, part| {
+            page.copy_in(offset, &copy[part]);
+        });
+    }
+
+    /// Copies a part into the same place of other pages.
+    fn copy_across(&self, range: Range<usize>, to: &Self) {
+        self.parts(range, |number, page, offset, part| {
+            if let Some(to) = to.0[number] {
+                page.copy_across(offset, to, part.len());
+            }
+        });
+    }
+
+    /// Reads header and table of a container into the private copy, which is as long as the container. Returns how many
+    /// bytes that was. Nothing is judged.
+    pub fn read_table(&self, copy: &mut [u8]) -> usize {
+        let header = HEADER_BYTES.min(copy.len());
+        self.read(0..header, copy);
+        let count = copy.get(2..4).map_or(0, |count| usize::from(u16::from_le_bytes([count[0], count[1]])));
+        let end = (HEADER_BYTES + DESCRIPTOR_BYTES * count).min(copy.len());
+        self.read(header..end, copy);
+        end.max(header)
+    }
+}
+
+/// A container, or what was read of it so far.
+#[derive(Debug)]
+pub struct Whole<'a, P> {
+    /// A private copy. Of what was not read, nothing is known of what is here in its place.
+    pub bytes: &'a mut [u8],
+    /// The packets that were found in it.
+    pub packets: &'a [Packet],
+    /// Where in the blocks the copy lies, in bytes.
+    pub at: u32,
+    /// Where the rest is, if not all was read.
+    unread: Option<Mapped<'a, P>>,
+    /// Bytes of packets that were read so far.
+    read_bytes: usize,
+}
+
+impl<'a, P: PageAccess> Whole<'a, P> {
+    /// Takes a container that was read, or of which header and table were; then reads what is decided on.
+    pub fn new(bytes: &'a mut [u8], packets: &'a [Packet], at: u32, unread: Option<Mapped<'a, P>>) -> Self {
+        let mut whole = Self { bytes, packets, at, unread, read_bytes: 0 };
+        if let Some(pages) = &whole.unread {
+            for packet in packets {
+                let start = packet.range().start;
+                pages.read(start..start + KNOWN_BYTES, whole.bytes);
+            }
+            whole.read_bytes = KNOWN_BYTES * packets.len();
+        }
+        whole
+    }
+
+    /// Returns where its last packet ends.
+    pub fn end(&self) -> usize {
+        self.packets.last().map_or(0, |packet| packet.range().end)
+    }
+
+    /// Returns whether not all was read.
+    pub fn is_unread(&self) -> bool {
+        self.unread.is_some()
+    }
+
+    /// Returns how many bytes of packets were read.
+    pub fn read_bytes(&self) -> usize {
+        self.read_bytes
+    }
+
+    /// Reads the rest.
+    pub fn fill(&mut self) {
+        let Some(pages) = self.unread.take() else { return };
+        for packet in self.packets {
+            let Range { start, end } = packet.range();
+            pages.read(start + KNOWN_BYTES..end, self.bytes);
+            self.read_bytes += end - start - KNOWN_BYTES;
+        }
+    }
+
+    /// Copies the container into another guest's pages: from the private copy what it was decided on, with what lies between
+    /// packets, which was cleared there; and the rest from where it is, which is not read again.
+    pub fn write_across(&mut self, to: &Mapped<'_, P>) {
+        let Some(pages) = self.unread.take() else { return };
+        let mut done = 0;
+        for packet in self.packets {
+            let Range { start, end } = packet.range();
+            to.write(done..start + KNOWN_BYTES, self.bytes);
+            pages.copy_across(start + KNOWN_BYTES..end, to);
+            done = end;
+        }
+    }
+}
