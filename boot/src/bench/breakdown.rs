@@ -1,6 +1,7 @@
-//! What a packet's cost is made of: operations down, guests and sizes of frames across, as tables and as plots. Knows
-//! nothing of how the rows came about.
+//! What a packet took, by operation: operations down; guests and sizes of frames, or of containers, across; as tables and as
+//! plots. Knows nothing of how the rows came about.
 
+use std::cmp::Ordering;
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
@@ -10,11 +11,16 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::bench::plot::colour;
-use crate::bench::row::{Peer, Row};
+use crate::bench::row::{Peer, Row, THROUGHPUT};
 use crate::bench::table::shown;
 
-/// The suite whose rows are shown in this way.
+/// The suite all of whose rows are shown in this way.
 pub const SUITE: &str = "cost";
+
+/// Tells whether a row is shown in this way, and in no other: a plot for each operation would be too many.
+pub fn is_operation(row: &Row) -> bool {
+    row.suite == SUITE || (row.suite == "containers" && row.metric != THROUGHPUT)
+}
 
 /// Width of a plot, and of the names in it.
 const WIDTH: u32 = 760;
@@ -30,9 +36,32 @@ pub struct Breakdown<'a> {
     /// The way, and what the values are of.
     pub title: String,
     unit: &'static str,
-    /// Sizes of frames, with whose guest.
-    columns: Vec<(usize, Peer)>,
+    /// Whose rows these are.
+    pub suite: &'a str,
+    columns: Vec<Column>,
     lines: Vec<Line<'a>>,
+}
+
+/// What is across.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Column {
+    frame_bytes: usize,
+    /// What is varied beside, and decides alone where something is.
+    at: Option<f64>,
+    peer: Peer,
+}
+
+impl Column {
+    fn of(row: &Row) -> Self {
+        Column { frame_bytes: row.frame_bytes.unwrap_or_default(), at: row.at, peer: row.peer }
+    }
+
+    fn heading(&self) -> String {
+        match self.at {
+            Some(at) => format!("{}, {at}", self.peer.letter()),
+            None => format!("{}, {} B", self.peer.letter(), self.frame_bytes),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -44,25 +73,27 @@ struct Line<'a> {
 
 /// Returns a table for each way and unit, in the order of the rows.
 pub fn breakdowns(rows: &[Row]) -> Vec<Breakdown<'_>> {
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.suite == SUITE).collect();
-    let mut ways: Vec<(&str, &str)> = Vec::new();
+    let rows: Vec<&Row> = rows.iter().filter(|row| is_operation(row)).collect();
+    // Where something is varied, that is across, and there is a table for each frame.
+    let way = |row: &Row| {
+        let frame = row.at.and(row.frame_bytes);
+        (row.suite.clone(), row.case.clone(), row.unit, frame)
+    };
+    let mut ways = Vec::new();
     for row in &rows {
-        if !ways.contains(&(row.case.as_str(), row.unit)) {
-            ways.push((&row.case, row.unit));
+        if !ways.contains(&way(row)) {
+            ways.push(way(row));
         }
     }
-    let of = |(case, unit): &(&str, &str)| {
-        breakdown(
-            rows.iter().filter(|row| (row.case.as_str(), row.unit) == (*case, *unit)).copied().collect(),
-        )
-    };
-    ways.iter().map(of).collect()
+    ways.iter()
+        .map(|wanted| breakdown(rows.iter().filter(|row| way(row) == *wanted).copied().collect()))
+        .collect()
 }
 
 fn breakdown(rows: Vec<&Row>) -> Breakdown<'_> {
-    let column = |row: &Row| (row.frame_bytes.unwrap_or_default(), row.peer);
-    let mut columns: Vec<_> = rows.iter().map(|row| column(row)).collect();
-    columns.sort_unstable();
+    let mut columns: Vec<Column> = rows.iter().map(|row| Column::of(row)).collect();
+    let order = |column: &Column| (column.frame_bytes, column.at.unwrap_or_default(), column.peer);
+    columns.sort_by(|one, two| order(one).partial_cmp(&order(two)).unwrap_or(Ordering::Equal));
     columns.dedup();
     let mut operations: Vec<&str> = Vec::new();
     for row in &rows {
@@ -71,7 +102,7 @@ fn breakdown(rows: Vec<&Row>) -> Breakdown<'_> {
         }
     }
     let line = |operation: &&'static str| {
-        let of = |at: &(usize, Peer)| rows.iter().find(|row| row.metric == *operation && column(row) == *at);
+        let of = |at: &Column| rows.iter().find(|row| row.metric == *operation && Column::of(row) == *at);
         let cells: Vec<Option<&Row>> = columns.iter().map(|at| of(at).copied()).collect();
         let mut notes: Vec<String> = Vec::new();
         for row in cells.iter().flatten().filter(|row| !row.note.is_empty()) {
@@ -82,13 +113,19 @@ fn breakdown(rows: Vec<&Row>) -> Breakdown<'_> {
         }
         Line { operation, note: notes.join("; "), cells }
     };
-    let title = rows.first().map(|row| format!("{SUITE}: {}, {}", row.case, row.unit)).unwrap_or_default();
-    let unit = rows.first().map(|row| row.unit).unwrap_or_default();
-    Breakdown { title, unit, lines: operations.iter().map(line).collect(), columns }
-}
-
-fn heading((frame_bytes, peer): &(usize, Peer)) -> String {
-    format!("{}, {frame_bytes} B", peer.letter())
+    let first = rows[0];
+    let varied = match (first.varied, first.frame_bytes) {
+        (Some(varied), Some(frame)) => format!("{frame} B, by {varied}, "),
+        _ => String::new(),
+    };
+    let title = format!("{}: {}, {varied}{}", first.suite, first.case, first.unit);
+    Breakdown {
+        title,
+        unit: first.unit,
+        suite: &first.suite,
+        lines: operations.iter().map(line).collect(),
+        columns,
+    }
 }
 
 fn value(cell: &Option<&Row>) -> String {
@@ -101,7 +138,7 @@ impl Breakdown<'_> {
         let mut table = Table::new();
         table.load_preset(UTF8_HORIZONTAL_ONLY);
         let mut header = vec!["operation".to_owned()];
-        header.extend(self.columns.iter().map(heading));
+        header.extend(self.columns.iter().map(Column::heading));
         table.set_header(header);
         for line in &self.lines {
             let mut cells = vec![line.operation.to_owned()];
@@ -122,7 +159,7 @@ impl Breakdown<'_> {
     pub fn html(&self) -> String {
         let mut text = format!("<table><caption>{}</caption><tr><th>operation<th>", self.title);
         for column in &self.columns {
-            let _ = write!(text, "<th>{}", heading(column));
+            let _ = write!(text, "<th>{}", column.heading());
         }
         text.push_str("</tr>");
         for line in &self.lines {
@@ -171,11 +208,11 @@ impl Breakdown<'_> {
         for line in &self.lines {
             for (column, cell) in self.columns.iter().zip(&line.cells) {
                 let value = cell.map_or(0.0, |row| row.value);
-                let colour = colour(column.1);
+                let colour = colour(column.peer);
                 let area = [(low, at + 0.1), (value.max(low), at + 0.9)];
                 chart.draw_series([Rectangle::new(area, colour.filled())])?;
                 let place = (value.max(low) * (high / low).powf(0.01), at + 0.2);
-                let label = format!("{}: {}", heading(column), shown(value));
+                let label = format!("{}: {}", column.heading(), shown(value));
                 chart.draw_series([Text::new(label, place, ("sans-serif", 12))])?;
                 at += 1.0;
             }
@@ -222,7 +259,8 @@ mod tests {
         rows[1].note = "beside".into();
         let found = breakdowns(&rows);
         assert_eq!(found.len(), 2, "a table for each unit");
-        assert_eq!(found[0].columns, [(60, Peer::C), (60, Peer::D)]);
+        let headings: Vec<String> = found[0].columns.iter().map(Column::heading).collect();
+        assert_eq!(headings, ["c, 60 B", "d, 60 B"]);
         let text = found[0].text();
         assert!(
             text.contains("hypercalls") && text.contains("0.0020") && text.contains("60 B: beside"),
@@ -231,5 +269,10 @@ mod tests {
         let svg = found[0].draw().unwrap();
         assert!(svg.contains("d, 60 B: 0.0020") && svg.contains("wake-ups"), "{svg}");
         assert!(found[0].html().contains("<td>0.2500"), "{}", found[0].html());
+        rows[0].suite = "containers".into();
+        (rows[0].at, rows[0].varied) = (Some(64.0), Some("KiB"));
+        assert_eq!(breakdowns(&rows)[0].title, "containers: rx, direct, 60 B, by KiB, per packet");
+        rows[0].metric = THROUGHPUT;
+        assert_eq!(breakdowns(&rows).len(), 2, "a throughput is shown elsewhere");
     }
 }

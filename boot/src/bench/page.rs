@@ -95,28 +95,34 @@ fn about(suite: &str) -> &'static str {
 /// Writes the plots and the page into a folder.
 pub fn write(folder: &Path, rows: &[Row], generators: &[Generator], took: Duration) -> Result<()> {
     let mut body = String::new();
-    let mut suite = "";
-    for (number, group) in groups(rows).iter().enumerate() {
-        let Some(first) = group.lines.iter().flat_map(|line| line.cells.iter().flatten()).next() else {
-            continue;
-        };
-        if first.suite != suite {
-            suite = &first.suite;
-            let _ = write!(body, "<h2 id=\"{suite}\">{suite}</h2><p>{}</p>", about(suite));
+    let (groups, breakdowns) = (groups(rows), breakdowns(rows));
+    let mut suites: Vec<&str> = Vec::new();
+    for row in rows {
+        if !suites.contains(&row.suite.as_str()) {
+            suites.push(&row.suite);
         }
-        let svg = draw(group)?;
-        let path = folder.join(format!("{number:02}-{suite}.svg"));
-        fs::write(&path, &svg).with_context(|| format!("writing {}", path.display()))?;
-        let _ = write!(body, "{svg}{}", table(group));
     }
-    for (number, breakdown) in breakdowns(rows).iter().enumerate() {
-        if number == 0 {
-            let _ = write!(body, "<h2 id=\"{SUITE}\">{SUITE}</h2><p>{}</p>", about(SUITE));
+    let mut number = 0;
+    let mut plot = |suite: &str, svg: &str| {
+        let path = folder.join(format!("{number:02}-{suite}.svg"));
+        number += 1;
+        fs::write(&path, svg).with_context(|| format!("writing {}", path.display()))
+    };
+    for suite in suites {
+        let _ = write!(body, "<h2 id=\"{suite}\">{suite}</h2><p>{}</p>", about(suite));
+        for group in groups.iter().filter(|group| group.suite() == Some(suite)) {
+            let svg = draw(group)?;
+            plot(suite, &svg)?;
+            let _ = write!(body, "{svg}{}", table(group));
         }
-        let svg = breakdown.draw()?;
-        let path = folder.join(format!("{SUITE}-{number:02}.svg"));
-        fs::write(&path, &svg).with_context(|| format!("writing {}", path.display()))?;
-        let _ = write!(body, "{svg}{}", breakdown.html());
+        for breakdown in breakdowns.iter().filter(|breakdown| breakdown.suite == suite) {
+            if suite == SUITE {
+                let svg = breakdown.draw()?;
+                plot(suite, &svg)?;
+                body.push_str(&svg);
+            }
+            body.push_str(&breakdown.html());
+        }
     }
     let path = folder.join("index.html");
     fs::write(&path, page(rows, generators, took, &body))

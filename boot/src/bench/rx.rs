@@ -137,8 +137,12 @@ pub fn rx(lab: &mut Lab<'_>) -> Result<()> {
 }
 
 /// Counters that tell what a container costs: where they are in an interface's statistics, and their names.
-const PER_PACKET: [(&str, &str); 3] =
-    [("/rx/slots", "ring slots (pages)"), ("/rx/grant_ops", "grant copies"), ("/hypercalls", "hypercalls")];
+const PER_PACKET: [(&str, &str); 4] = [
+    ("/rx/containers", "containers"),
+    ("/rx/slots", "ring slots (pages)"),
+    ("/rx/grant_ops", "grant copies"),
+    ("/hypercalls", "hypercalls"),
+];
 
 /// Runs suite `containers`: sizes, and the policies beside opportunistic.
 pub fn containers(lab: &mut Lab<'_>) -> Result<()> {
@@ -184,14 +188,8 @@ pub fn containers(lab: &mut Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Adds how far containers filled, and what each packet took: whether a larger container brings anything is said by
-/// these.
+/// Adds what each packet took: whether a larger container brings anything is said by these.
 fn what_is_in_them(lab: &mut Lab<'_>, label: &Label, grown: Grown<'_>) -> Result<()> {
-    let filled = lab.rows.last().and_then(|row| row.packets_per_container);
-    if let Some(packets) = filled {
-        let row = Row::new(label, lab.time, "packets in a container", "packets", packets);
-        lab.add(row, label);
-    }
     let packets = grown.by("/rx/packets")?.max(1.0);
     for (pointer, name) in PER_PACKET {
         let value = grown.by(pointer)? / packets;

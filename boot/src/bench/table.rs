@@ -3,7 +3,7 @@
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
-use crate::bench::breakdown::{Breakdown, SUITE, breakdowns};
+use crate::bench::breakdown::{Breakdown, breakdowns, is_operation};
 use crate::bench::row::{Peer, Row, Time};
 use crate::demo::report::Generator;
 
@@ -35,11 +35,11 @@ pub struct Line<'a> {
     pub cells: Vec<Option<&'a Row>>,
 }
 
-/// Returns the groups of rows that belong into one table each, in the order of the rows. What a packet's cost is made of is
-/// not among them.
+/// Returns the groups of rows that belong into one table each, in the order of the rows. What a packet took is not among
+/// them.
 pub fn groups(rows: &[Row]) -> Vec<Group<'_>> {
     let mut keys: Vec<(&str, Time, String, &str)> = Vec::new();
-    for row in rows.iter().filter(|row| row.suite != SUITE) {
+    for row in rows.iter().filter(|row| !is_operation(row)) {
         let key = key(row);
         if !keys.contains(&key) {
             keys.push(key);
@@ -97,6 +97,11 @@ fn group(rows: Vec<&Row>) -> Group<'_> {
 }
 
 impl Group<'_> {
+    /// Returns whose rows these are.
+    pub fn suite(&self) -> Option<&str> {
+        self.lines.iter().flat_map(|line| line.cells.iter().flatten()).next().map(|row| row.suite.as_str())
+    }
+
     /// Returns what stands above a column: what is varied, or nothing where nothing is.
     pub fn heading(&self, at: f64) -> String {
         let varied = self

@@ -15,7 +15,7 @@ use crate::dom0::{Dom0, parse_last_line};
 const SINK_CONTROL_PORT: u16 = 10;
 
 /// Patience with a reader's report, which comes after an idle gap.
-const REPORT: Duration = Duration::from_secs(20);
+const REPORT: Duration = Duration::from_secs(60);
 
 /// The application that reads the packets.
 #[derive(Debug, Clone)]
