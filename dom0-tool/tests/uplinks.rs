@@ -223,6 +223,21 @@ fn tcp(payload: usize) -> Vec<u8> {
     frame
 }
 
+/// The same over IPv6.
+fn tcp6(payload: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 0x0b, 2, 0, 0, 0, 0, 0x0a, 0x86, 0xdd, 0x60, 0, 0, 0];
+    frame.extend(((20 + payload) as u16).to_be_bytes());
+    frame.extend([6, 64]);
+    for host in [1, 2] {
+        frame.extend([0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+    }
+    let v4 = tcp(payload);
+    frame.extend([&v4[34..50], &[0; 4], &v4[54..]].concat());
+    let pseudo = checksum::locate(&frame).expect("tcp").pseudo;
+    frame[70..72].copy_from_slice(&pseudo.to_be_bytes());
+    frame
+}
+
 /// What another stack left to be done is neither done twice nor forgotten: a super-frame, larger than any slot of
 /// the ring, and a blank checksum.
 #[test]
@@ -230,18 +245,20 @@ fn packet_offloads_pass_both_ways() {
     in_namespace("packet_offloads_pass_both_ways", || {
         with_each_ring(|near, far| {
             let gso = Some(Gso { kind: GsoKind::TcpV4, size: 1448 });
+            let gso6 = Some(Gso { kind: GsoKind::TcpV6, size: 1428 });
             let sent = [
                 (tcp(100), Meta { checksum: Checksum::Blank, gso: None }),
                 (tcp(60_000), Meta { checksum: Checksum::Blank, gso }),
+                (tcp6(60_000), Meta { checksum: Checksum::Blank, gso: gso6 }),
                 (numbered(3, 60), PLAIN),
                 (tcp(30_000), Meta { checksum: Checksum::Blank, gso }),
             ];
             for (frame, meta) in &sent {
                 assert_eq!(near.send(frame, *meta), Sent::Queued);
             }
-            assert_eq!(near.flush().sent, 4);
-            let taken = take(far, 4);
-            assert_eq!(taken.len(), 4, "{} lost", far.receive_drops());
+            assert_eq!(near.flush().sent, 5);
+            let taken = take(far, 5);
+            assert_eq!(taken.len(), 5, "{} lost", far.receive_drops());
             for ((frame, meta), (got, got_meta)) in sent.iter().zip(&taken) {
                 assert!(frame == got, "{} bytes and {}", frame.len(), got.len());
                 assert_eq!(meta, got_meta);
