@@ -27,9 +27,15 @@ impl Bell {
 
     /// Rings it.
     pub fn ring(&self) {
-        // A full counter is a bell that rings already. The flag comes last: who takes it also empties the
-        // counter, so that nobody finds the descriptor readable and nothing to take, again and again.
+        // A full counter is a bell that rings already.
+        self.rung.store(true, Ordering::Release);
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    /// Notes that the descriptor was found readable, so that the next [`take`](Self::take) empties it. Whoever rings may be
+    /// anywhere in [`ring`](Self::ring) then, and stay there for long: where the one who is woken goes before all others,
+    /// it would find the descriptor readable and nothing to take, again and again, and never let the other go on.
+    pub fn heard(&self) {
         self.rung.store(true, Ordering::Release);
     }
 
@@ -71,6 +77,20 @@ mod tests {
     }
 
     #[test]
+    fn a_bell_falls_silent_whose_ringer_was_interrupted_half_way() {
+        let bell = Bell::new().unwrap();
+        let mut list = [PollFd::new(&bell, PollFlags::IN)];
+        let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // The flag was taken before the ringer came to write.
+        rustix::io::write(&bell.event, &1u64.to_ne_bytes()).unwrap();
+        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 1);
+        bell.heard();
+        assert!(bell.take(), "what woke us is taken");
+        assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 0, "and wakes us no more");
+        assert!(!bell.take());
+    }
+
+    #[test]
     fn a_bell_that_others_ring_falls_silent() {
         let bell = std::sync::Arc::new(Bell::new().unwrap());
         let ringing: Vec<_> = (0..2)
@@ -79,13 +99,17 @@ mod tests {
                 std::thread::spawn(move || (0..20_000).for_each(|_| bell.ring()))
             })
             .collect();
-        while !ringing.iter().all(|thread| thread.is_finished()) {
-            bell.take();
-        }
-        ringing.into_iter().for_each(|thread| thread.join().unwrap());
-        bell.take();
         let mut list = [PollFd::new(&*bell, PollFlags::IN)];
         let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
+        while !ringing.iter().all(|thread| thread.is_finished()) {
+            bell.take();
+            if poll(&mut list, Some(&soon)).unwrap() == 1 {
+                bell.heard();
+            }
+        }
+        ringing.into_iter().for_each(|thread| thread.join().unwrap());
+        bell.heard();
+        bell.take();
         assert_eq!(poll(&mut list, Some(&soon)).unwrap(), 0, "what is readable can be taken");
     }
 }

@@ -182,8 +182,8 @@ pub fn stats(stats: &Stats) -> String {
     }
     let w = &stats.worker;
     text.push_str(&format!(
-        "loop: passes {}, sleeps {}, put off {}, polls {}, batches of grant copies {}, grant copies {}",
-        w.passes, w.sleeps, w.put_off, w.polls, w.copy_batches, w.copies
+        "loop: passes {}, sleeps {}, put off {}, polls {}, rests {}, batches of grant copies {}, grant copies {}",
+        w.passes, w.sleeps, w.put_off, w.polls, w.rests, w.copy_batches, w.copies
     ));
     text
 }

@@ -111,6 +111,8 @@ pub struct WorkerCounters {
     pub put_off: u64,
     /// Passes after which it looked again at once although there was nothing.
     pub polls: u64,
+    /// Times that it rested although there was work, for other processes: in real time only.
+    pub rests: u64,
 }
 
 impl std::ops::AddAssign for WorkerCounters {
@@ -121,6 +123,7 @@ impl std::ops::AddAssign for WorkerCounters {
         self.sleeps += other.sleeps;
         self.put_off += other.put_off;
         self.polls += other.polls;
+        self.rests += other.rests;
     }
 }
 
@@ -198,6 +201,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Counts a sleep, for whoever waits on the worker's behalf.
     pub fn note_sleep(&mut self) {
         self.counters.sleeps += 1;
+    }
+
+    /// Counts a rest that was for other processes.
+    pub fn note_rest(&mut self) {
+        self.counters.rests += 1;
     }
 
     /// Adds an uplink to a segment. `None` when there are too many ports.

@@ -3,16 +3,19 @@
 //! Who wants something of the worker sends it a function; a bell wakes it for that. It knows no xenstore, and
 //! not that there may be others.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use super::realtime::{self, Share};
 use crate::bell::Bell;
 use crate::clock::Monotonic;
+use crate::control::error::Failure;
 use crate::switch::PortId;
 use crate::vif::rx::Wish;
 use crate::worker::{Readiness, Uplinks, Worker};
@@ -22,41 +25,99 @@ use crate::xen::{Linux, Xen};
 pub(super) type LinuxWorker = Worker<Linux, Monotonic>;
 type Job = Box<dyn FnOnce(&mut LinuxWorker) + Send>;
 
+/// What a thread is to do. Not a channel of the standard library: who finds one in the middle of a send spins until that
+/// is over, and in real time a sender on the same processor would never get to go on. Who finds a lock taken sleeps.
+#[derive(Clone, Default)]
+struct Inbox(Arc<Mutex<Jobs>>);
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    /// Whether either end is gone.
+    closed: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread's end of its inbox.
+struct Ours(Inbox);
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let mut jobs = self.0.lock();
+        jobs.closed = true;
+        // Who waits for an answer learns that there will be none.
+        jobs.waiting.clear();
+    }
+}
+
 /// The handle on a thread of the data path, which ends with it.
 pub(super) struct DataThread {
-    /// There until the handle is dropped.
-    jobs: Option<Sender<Job>>,
+    inbox: Inbox,
     bell: Arc<Bell>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How the system is to schedule a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheduling {
+    /// As any other.
+    Ordinary,
+    /// Ahead of ordinary processes, to which it leaves a share.
+    Realtime,
+}
+
+/// Why there is no thread.
+pub(super) enum NotStarted {
+    /// The system gives none, or there is no such processor.
+    System(io::Error),
+    /// It may not run in real time.
+    Realtime(Failure),
 }
 
 /// Starts a thread, on one processor if `cpu` names one. `on_fault` is called when the worker noticed a guest that
 /// broke the protocol.
 ///
 /// # Errors
-/// When the system gives no thread, or there is no such processor.
+/// [`NotStarted`].
 pub(super) fn start(
     mut worker: LinuxWorker,
     bell: Arc<Bell>,
     name: String,
     cpu: Option<usize>,
+    scheduling: Scheduling,
     mut on_fault: impl FnMut() + Send + 'static,
-) -> io::Result<DataThread> {
-    let (jobs, inbox) = channel();
-    let ours = bell.clone();
+) -> Result<DataThread, NotStarted> {
+    let inbox = Inbox::default();
+    let (ours, rings) = (Ours(inbox.clone()), bell.clone());
     let (tell, started) = channel();
     let thread = std::thread::Builder::new().name(name).spawn(move || {
-        let pinned = cpu.map_or(Ok(()), pin);
-        let stop = pinned.is_err();
+        let prepared = prepare(cpu, scheduling);
+        let stop = prepared.is_err();
         // Whoever started us waits for this.
-        let _ = tell.send(pinned);
-        super::realtime::exact_timers();
+        let _ = tell.send(prepared);
+        realtime::exact_timers();
+        let mut share = (scheduling == Scheduling::Realtime).then(|| Share::new(worker.now_ns()));
         if !stop {
-            while serve(&mut worker, &inbox, &ours, &mut on_fault) {}
+            while serve(&mut worker, &ours.0, &rings, &mut share, &mut on_fault) {}
         }
-    })?;
-    started.recv().map_err(io::Error::other)??;
-    Ok(DataThread { jobs: Some(jobs), bell, thread: Some(thread) })
+    });
+    let thread = thread.map_err(NotStarted::System)?;
+    started.recv().map_err(|error| NotStarted::System(io::Error::other(error)))??;
+    Ok(DataThread { inbox, bell, thread: Some(thread) })
+}
+
+/// Has the calling thread scheduled as it is to be.
+fn prepare(cpu: Option<usize>, scheduling: Scheduling) -> Result<(), NotStarted> {
+    cpu.map_or(Ok(()), pin).map_err(NotStarted::System)?;
+    match scheduling {
+        Scheduling::Ordinary => Ok(()),
+        Scheduling::Realtime => realtime::enter().map_err(NotStarted::Realtime),
+    }
 }
 
 /// Holds the calling thread to one processor.
@@ -70,13 +131,23 @@ fn pin(cpu: usize) -> io::Result<()> {
 }
 
 /// Runs one pass and what follows it. Returns whether to go on.
-fn serve(worker: &mut LinuxWorker, inbox: &Receiver<Job>, bell: &Bell, on_fault: &mut impl FnMut()) -> bool {
+fn serve(
+    worker: &mut LinuxWorker,
+    inbox: &Inbox,
+    bell: &Bell,
+    share: &mut Option<Share>,
+    on_fault: &mut impl FnMut(),
+) -> bool {
     if bell.take() {
         loop {
-            match inbox.try_recv() {
-                Ok(job) => job(worker),
-                Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => return false,
+            let mut jobs = inbox.lock();
+            match jobs.waiting.pop_front() {
+                Some(job) => {
+                    drop(jobs);
+                    job(worker);
+                }
+                None if jobs.closed => return false,
+                None => break,
             }
         }
     }
@@ -84,20 +155,33 @@ fn serve(worker: &mut LinuxWorker, inbox: &Receiver<Job>, bell: &Bell, on_fault:
     if worker.has_faults() {
         on_fault();
     }
+    if let Some(share) = share
+        && let Some(rest_ns) = share.worked(worker.now_ns())
+    {
+        // Nothing wakes us, or those who are to run would have to wait for the next packet.
+        let _ = poll(&mut [], Some(&timespec(rest_ns)));
+        worker.note_rest();
+        share.rested(worker.now_ns());
+        return true;
+    }
     let timeout = match next.when {
         Wish::Now => return true,
         Wish::Event => None,
         Wish::At(at_ns) => match at_ns.checked_sub(worker.now_ns()) {
             None | Some(0) => return true,
-            Some(left_ns) => Some(Timespec {
-                tv_sec: (left_ns / 1_000_000_000) as i64,
-                tv_nsec: (left_ns % 1_000_000_000) as i64,
-            }),
+            Some(left_ns) => Some(timespec(left_ns)),
         },
     };
     worker.note_sleep();
     sleep(worker, bell, next.uplinks, timeout.as_ref());
+    if let Some(share) = share {
+        share.rested(worker.now_ns());
+    }
     true
+}
+
+fn timespec(ns: u64) -> Timespec {
+    Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 }
 }
 
 fn sleep(worker: &mut LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Option<&Timespec>) {
@@ -123,6 +207,9 @@ fn sleep(worker: &mut LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Optio
         return;
     }
     let ready: [PollFlags; MOST] = std::array::from_fn(|at| list[at].revents());
+    if !ready[0].is_empty() {
+        bell.heard();
+    }
     if first > 1 && ready[1].is_empty() {
         worker.note_no_event();
     }
@@ -148,7 +235,13 @@ impl DataThread {
             // The asker may have given up.
             let _ = tell.send(job(worker));
         });
-        self.jobs.as_ref()?.send(job).ok()?;
+        {
+            let mut jobs = self.inbox.lock();
+            if jobs.closed {
+                return None;
+            }
+            jobs.waiting.push_back(job);
+        }
         self.bell.ring();
         answer.recv().ok()
     }
@@ -157,7 +250,7 @@ impl DataThread {
 impl Drop for DataThread {
     fn drop(&mut self) {
         // Before the bell: the thread ends when it looks and finds that the handle is gone.
-        self.jobs = None;
+        self.inbox.lock().closed = true;
         self.bell.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -33,6 +33,7 @@ use crate::worker::{Target, WorkerCounters};
 use crate::xen::kept::KeptPages;
 use crate::xen::{DomainId, OpenError};
 pub use config::{Config, Defaults};
+use data::Scheduling;
 use lock::Lock;
 pub use scrape::Metrics;
 use threads::DataThreads;
@@ -112,9 +113,10 @@ fn serve(config: &Config, socket: &Path, listener: UnixListener) -> Result<(), F
     let (tell, events) = channel();
     let kept = KeptPages::in_folder(memory_file.with_file_name("rings"));
     let to_main = tell.clone();
-    let data = threads::start(&config.worker, &kept, move || drop(to_main.send(Event::Fault)))?;
+    let scheduling = if config.realtime { Scheduling::Realtime } else { Scheduling::Ordinary };
+    let data = threads::start(&config.worker, scheduling, &kept, move || drop(to_main.send(Event::Fault)))?;
     if config.realtime {
-        data.enter_realtime()?;
+        realtime::warn(config.worker.threads);
     }
     let to_main = tell.clone();
     let store = connect_store(move |notice| drop(to_main.send(Event::Store(notice))))?;

@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 
 use serde::Deserialize;
 
-use super::data::{self, DataThread, LinuxWorker};
+use super::data::{self, DataThread, LinuxWorker, NotStarted, Scheduling};
 use crate::UplinkCounters;
 use crate::bell::Bell;
 use crate::capture::{Source, capture};
@@ -100,6 +100,7 @@ pub(super) struct DataThreads {
 /// [`Failure`].
 pub(super) fn start(
     wanted: &Workers,
+    scheduling: Scheduling,
     kept: &KeptPages,
     on_fault: impl FnMut() + Clone + Send + 'static,
 ) -> Result<DataThreads, Failure> {
@@ -116,9 +117,11 @@ pub(super) fn start(
     let mut members = Vec::new();
     for (number, ((worker, bell), trunks)) in workers.into_iter().zip(bells).zip(trunks).enumerate() {
         let cpu = wanted.pin.get(number).copied();
-        let thread = data::start(worker, bell, format!("data-{number}"), cpu, on_fault.clone());
-        let thread = thread.map_err(|error| match cpu {
-            Some(cpu)
+        let name = format!("data-{number}");
+        let thread = data::start(worker, bell, name, cpu, scheduling, on_fault.clone());
+        let thread = thread.map_err(|error| match (cpu, error) {
+            (_, NotStarted::Realtime(failure)) => failure,
+            (Some(cpu), NotStarted::System(error))
                 if error.raw_os_error().is_some() || error.kind() == std::io::ErrorKind::InvalidInput =>
             {
                 let message = format!(
@@ -127,7 +130,7 @@ pub(super) fn start(
                 );
                 Failure::new(FailureKind::BadValue, message)
             }
-            _ => failed(error),
+            (_, NotStarted::System(error)) => failed(error),
         })?;
         members.push(Member { thread, cpu, guests: 0, uplinks: 0, trunks });
     }
@@ -216,14 +219,6 @@ impl DataThreads {
         let there = parts(port).0;
         let local = |(port, name)| (parts(port).0 == there).then(|| (parts(port).1, name));
         names.into_iter().filter_map(local).collect()
-    }
-
-    /// Puts every worker's thread under `SCHED_FIFO`.
-    ///
-    /// # Errors
-    /// [`Failure`], which says what is missing.
-    pub(super) fn enter_realtime(&self) -> Result<(), Failure> {
-        self.members.iter().try_for_each(|m| m.thread.run(|_| super::realtime::enter()).unwrap_or(Ok(())))
     }
 
     /// Returns what each worker did.
