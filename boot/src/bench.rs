@@ -16,11 +16,15 @@ pub mod table;
 pub mod tcp;
 pub mod wall;
 
+use std::collections::VecDeque;
 use std::fs;
+use std::num::NonZero;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::backend::Daemon;
 use crate::cli::{BenchArgs, SuiteName};
@@ -37,7 +41,7 @@ use lab::{Effort, Lab};
 use row::{Row, Time, compare};
 
 /// Time after which a machine is ended by force.
-const LIMIT: Duration = Duration::from_secs(60 * 60);
+const LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// Something that is measured on a machine.
 pub struct Suite {
@@ -64,7 +68,8 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 17] = [
+/// All of them, in the order of the report.
+static SUITES: [Suite; 17] = [
     Suite { name: SuiteName::Rx, key: "rx", time: Time::Instructions, run: rx::rx },
     Suite { name: SuiteName::Tx, key: "tx", time: Time::Instructions, run: flow::tx },
     Suite { name: SuiteName::Forward, key: "forward", time: Time::Instructions, run: flow::forward },
@@ -85,9 +90,8 @@ const SUITES: [Suite; 17] = [
 ];
 
 /// What a run came to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Outcome {
-    started: Instant,
     rows: Vec<Row>,
     generators: Vec<Generator>,
     failures: Vec<String>,
@@ -95,25 +99,28 @@ struct Outcome {
 
 /// Runs suites; the exit code says whether all was well.
 pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
-    let (rows, generators, failures) = Default::default();
-    let mut outcome = Outcome { started: Instant::now(), rows, generators, failures };
+    let started = Instant::now();
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
     let programs = products::programs(&context.workspace, context.verbosity)?;
+    let run = Run { context, provisions: &provisions, programs: &programs, args, started };
+    let outcome = Mutex::new(Outcome::default());
     let mut result = Ok(());
-    for clock in [Clock::Instructions, Clock::InstructionsOfOneCpu, Clock::Wall, Clock::WallOfTwoForDom0] {
+    // Wall time is nobody else's; machines in instruction time do not notice each other.
+    for (time, machines) in [(Time::Instructions, machines(args)), (Time::Wall, 1)] {
         let wanted =
             |suite: &&Suite| args.suite.contains(&SuiteName::All) || args.suite.contains(&suite.name);
-        let timed = |suite: &&Suite| args.time.is_none_or(|time| time == suite.time);
-        let suites: Vec<&Suite> =
-            SUITES.iter().filter(|suite| suite.clock() == clock).filter(wanted).filter(timed).collect();
-        if !suites.is_empty() && result.is_ok() {
-            result = measure(context, &provisions, &programs, clock, &suites, args, &mut outcome);
+        let asked = args.time.is_none_or(|asked| asked == time);
+        let suites = SUITES.iter().filter(|suite| asked && suite.time == time).filter(wanted);
+        if result.is_ok() {
+            result = run.measure(&Mutex::new(suites.collect()), machines, &outcome);
         }
     }
     // What was found out before a failure is shown and written all the same.
+    let mut outcome = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcome.rows.sort_by_key(place);
     compare(&mut outcome.rows);
     print!("{}", table::tables(&outcome.rows, &outcome.generators));
-    write(args, &outcome)?;
+    run.write(&outcome)?;
     if let Some(folder) = &args.out {
         println!("plots and report: {}", folder.join("index.html").display());
     }
@@ -124,99 +131,206 @@ pub fn bench(context: &Context, args: &BenchArgs) -> Result<ExitCode> {
     Ok(if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Writes the rows and the report, as far as there are any: after every suite, so that what a run was cut off from is all
-/// that is lost.
-fn write(args: &BenchArgs, outcome: &Outcome) -> Result<()> {
-    let mut rows = outcome.rows.clone();
-    compare(&mut rows);
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&rows)? + "\n";
-        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
-    if let Some(folder) = &args.out {
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-        page::write(folder, &rows, &outcome.generators, outcome.started.elapsed())?;
-    }
-    Ok(())
+/// Returns where a row's suite is among all.
+fn place(row: &Row) -> usize {
+    let same = |suite: &Suite| suite.key == row.suite && suite.time == row.time;
+    SUITES.iter().position(same).unwrap_or(SUITES.len())
 }
 
-/// Boots a machine for the suites of one clock and runs them.
-fn measure(
-    context: &Context,
-    provisions: &Provisions,
-    programs: &Programs,
+/// Returns how many machines run at once in instruction time: each keeps one CPU busy, and has 3 GiB of memory.
+fn machines(args: &BenchArgs) -> usize {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    args.machines.map_or(cpus.min(2), NonZero::get)
+}
+
+/// What a run needs to know.
+struct Run<'a> {
+    context: &'a Context,
+    provisions: &'a Provisions,
+    programs: &'a Programs,
+    args: &'a BenchArgs,
+    started: Instant,
+}
+
+/// A machine with its daemon running.
+struct Ready {
     clock: Clock,
-    suites: &[&Suite],
-    args: &BenchArgs,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let boot = || Testbed::boot(&context.workspace, provisions, programs, clock, LIMIT, context.verbosity);
-    let mut machine: Option<(Testbed, Daemon)> = None;
-    for suite in suites {
-        let (mut bed, daemon) = match machine.take() {
-            Some(machine) => machine,
-            None => begin(boot()?)?,
-        };
-        let (started, cpu) = (Instant::now(), bed.cpu_time());
-        match run_suite(context, &mut bed.dom0, suite, args, outcome) {
-            Ok(()) => {
-                println!(
-                    "suite {} took {:.0} s, and {:.0} s of the machine's CPU time",
-                    suite.key,
-                    started.elapsed().as_secs_f64(),
-                    (bed.cpu_time() - cpu).as_secs_f64()
-                );
-                machine = Some((bed, daemon));
+    bed: Testbed,
+    daemon: Daemon,
+}
+
+impl Ready {
+    /// Makes a machine ready for suites.
+    fn begin(mut bed: Testbed, clock: Clock) -> Result<Self> {
+        // Neighbour discovery and its like would be counted among the packets that are measured.
+        bed.dom0.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")?;
+        let daemon = Daemon::start(&mut bed.dom0)?;
+        Ok(Ready { clock, bed, daemon })
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.daemon.stop(&mut self.bed.dom0)?;
+        self.bed.power_off()
+    }
+}
+
+impl Run<'_> {
+    /// Runs suites on some machines at once, each of which takes the next suite as soon as it has done one.
+    fn measure(&self, suites: &Suites, machines: usize, outcome: &Mutex<Outcome>) -> Result<()> {
+        let machines = machines.min(lock(suites).len());
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..machines).map(|_| scope.spawn(|| self.work(suites, outcome))).collect();
+            let joined = workers.into_iter().map(|worker| match worker.join() {
+                Ok(result) => result,
+                Err(_) => Err(anyhow!("a thread that measures has panicked")),
+            });
+            // All of them are waited for before the first error counts.
+            joined.collect::<Vec<_>>().into_iter().collect()
+        })
+    }
+
+    /// Takes suites as long as there are any. A machine serves as many as have its clock.
+    fn work(&self, suites: &Suites, outcome: &Mutex<Outcome>) -> Result<()> {
+        let mut machine: Option<Ready> = None;
+        let mut generators = Vec::new();
+        loop {
+            let Some(suite) = lock(suites).pop_front() else { break };
+            if let Some(other) = machine.take_if(|machine| machine.clock != suite.clock()) {
+                other.end()?;
             }
-            // The other suites have a machine of their own then: who knows what is left on this one.
-            Err(error) => {
-                let error = bed.explain(error).context(format!("suite {}", suite.key));
-                let text = describe(&error);
-                eprintln!("FAILED: {text}");
-                outcome.failures.push(text);
+            let mut ready = match machine.take() {
+                Some(ready) => ready,
+                None => self.boot(suite.clock())?,
+            };
+            let (started, cpu) = (Instant::now(), ready.bed.cpu_time());
+            let mut own = Outcome { generators: std::mem::take(&mut generators), ..Outcome::default() };
+            match self.run_suite(&mut ready.bed.dom0, suite, &mut own) {
+                Ok(()) => {
+                    println!(
+                        "suite {} took {:.0} s, and {:.0} s of the machine's CPU time",
+                        suite.key,
+                        started.elapsed().as_secs_f64(),
+                        (ready.bed.cpu_time() - cpu).as_secs_f64()
+                    );
+                    machine = Some(ready);
+                }
+                // The other suites have a machine of their own then: who knows what is left on this one.
+                Err(error) => {
+                    let error = ready.bed.explain(error).context(format!("suite {}", suite.key));
+                    let text = describe(&error);
+                    eprintln!("FAILED: {text}");
+                    own.failures.push(text);
+                }
+            }
+            generators.clone_from(&own.generators);
+            let mut outcome = lock(outcome);
+            outcome.add(own);
+            self.write(&outcome)?;
+        }
+        machine.map_or(Ok(()), Ready::end)
+    }
+
+    fn boot(&self, clock: Clock) -> Result<Ready> {
+        let Context { workspace, verbosity } = self.context;
+        let bed = Testbed::boot(workspace, self.provisions, self.programs, clock, LIMIT, *verbosity)?;
+        Ready::begin(bed, clock)
+    }
+
+    /// Writes the rows and the report, as far as there are any: after every suite, so that what a run was cut off from is
+    /// all that is lost.
+    fn write(&self, outcome: &Outcome) -> Result<()> {
+        let args = self.args;
+        let mut rows = outcome.rows.clone();
+        rows.sort_by_key(place);
+        compare(&mut rows);
+        if let Some(path) = &args.json {
+            let text = serde_json::to_string_pretty(&rows)? + "\n";
+            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
+        if let Some(folder) = &args.out {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+            page::write(folder, &rows, &outcome.generators, self.started.elapsed())?;
+        }
+        Ok(())
+    }
+
+    fn run_suite(&self, dom0: &mut Dom0, suite: &Suite, outcome: &mut Outcome) -> Result<()> {
+        let args = self.args;
+        let effort = match args.quick {
+            true => Effort::Quick,
+            false if args.suite.len() > 1 || args.suite.contains(&SuiteName::All) => Effort::Usual,
+            false => Effort::Thorough,
+        };
+        let mut lab = Lab {
+            context: self.context,
+            dom0,
+            time: suite.time,
+            seconds: args.seconds,
+            effort,
+            only: &args.peer,
+            last: None,
+            rows: &mut outcome.rows,
+            generators: &mut outcome.generators,
+            failures: &mut outcome.failures,
+        };
+        lab.watch(format!("suite {}", suite.key));
+        (suite.run)(&mut lab)
+    }
+}
+
+impl Outcome {
+    /// Adds what a suite came to.
+    fn add(&mut self, other: Outcome) {
+        self.rows.extend(other.rows);
+        self.failures.extend(other.failures);
+        for generator in other.generators {
+            let same = |known: &Generator| {
+                (&known.name, known.frame_bytes) == (&generator.name, generator.frame_bytes)
+            };
+            if !self.generators.iter().any(same) {
+                self.generators.push(generator);
             }
         }
-        write(args, outcome)?;
     }
-    if let Some((mut bed, daemon)) = machine {
-        daemon.stop(&mut bed.dom0)?;
-        bed.power_off()?;
-    }
-    Ok(())
 }
 
-/// Makes a machine ready for suites.
-fn begin(mut bed: Testbed) -> Result<(Testbed, Daemon)> {
-    // Neighbour discovery and its like would be counted among the packets that are measured.
-    bed.dom0.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")?;
-    let daemon = Daemon::start(&mut bed.dom0)?;
-    Ok((bed, daemon))
+/// Suites that nobody has begun yet.
+type Suites = Mutex<VecDeque<&'static Suite>>;
+
+/// Returns what is behind a lock: a thread that panicked has left nothing half done there.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run_suite(
-    context: &Context,
-    dom0: &mut Dom0,
-    suite: &Suite,
-    args: &BenchArgs,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let effort = match args.quick {
-        true => Effort::Quick,
-        false if args.suite.len() > 1 || args.suite.contains(&SuiteName::All) => Effort::Usual,
-        false => Effort::Thorough,
-    };
-    let mut lab = Lab {
-        context,
-        dom0,
-        time: suite.time,
-        seconds: args.seconds,
-        effort,
-        only: &args.peer,
-        last: None,
-        rows: &mut outcome.rows,
-        generators: &mut outcome.generators,
-        failures: &mut outcome.failures,
-    };
-    lab.watch(format!("suite {}", suite.key));
-    (suite.run)(&mut lab)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::row::{Label, Peer, THROUGHPUT};
+    use crate::dom0::Mode;
+
+    #[test]
+    fn what_machines_found_at_once_is_put_together_in_order() {
+        let row = |suite, time| {
+            let label = Label {
+                suite,
+                peer: Peer::D,
+                mode: Mode::Pvh,
+                case: "x".into(),
+                frame_bytes: None,
+                varied: None,
+            };
+            Row::new(&label, time, THROUGHPUT, "packets", 1.0)
+        };
+        let generator =
+            Generator { name: "sendmmsg".into(), frame_bytes: 60, instructions_per_packet: 3000.0 };
+        let mut all = Outcome::default();
+        for (suite, time) in [("tcp", Time::Instructions), ("rx", Time::Wall), ("rx", Time::Instructions)] {
+            let generators = vec![generator.clone()];
+            all.add(Outcome { rows: vec![row(suite, time)], generators, failures: Vec::new() });
+        }
+        all.rows.sort_by_key(place);
+        let order: Vec<_> = all.rows.iter().map(|row| (row.suite.as_str(), row.time)).collect();
+        assert_eq!(order, [("rx", Time::Instructions), ("tcp", Time::Instructions), ("rx", Time::Wall)]);
+        assert_eq!(all.generators.len(), 1);
+    }
 }

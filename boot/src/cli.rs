@@ -130,6 +130,9 @@ pub struct BenchArgs {
     /// Measures these guests only (a, b, c, d); several are separated by commas. What has no a is not compared with it.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub peer: Vec<crate::bench::row::Peer>,
+    /// Machines that measure in instruction time at once; two where there are as many CPUs, of 3 GiB each.
+    #[arg(long, value_name = "N")]
+    pub machines: Option<std::num::NonZero<usize>>,
     /// Measures by this clock only, where a suite has rows by both.
     #[arg(long, value_enum)]
     pub time: Option<crate::bench::row::Time>,

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use flate2::read::GzDecoder;
@@ -99,6 +100,12 @@ pub struct Images {
     pub dom0: PathBuf,
 }
 
+/// Returns a name that no other machine has, in this process or in another one.
+pub fn unique() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Makes all images; what only depends on the packages is made once.
 pub fn make(workspace: &Workspace, provisions: &Provisions, programs: &Programs) -> Result<Images> {
     let _lock = workspace.lock()?;
@@ -122,7 +129,7 @@ pub fn make(workspace: &Workspace, provisions: &Provisions, programs: &Programs)
     let guest = linux_guest(root, &modules, programs)?;
     let driver = driver_domain(root, &modules, programs)?;
     remove_stale(&folder);
-    let dom0 = folder.join(format!("dom0-{}.cpio", std::process::id()));
+    let dom0 = folder.join(format!("dom0-{}.cpio", unique()));
     let archive = dom0_archive(provisions, &modules, programs, &fs::read(&linux)?, &guest, &driver)?;
     fs::write(&dom0, archive).with_context(|| format!("writing {}", dom0.display()))?;
     Ok(Images { xen, linux, dom0 })

@@ -41,7 +41,7 @@ impl Testbed {
         verbosity: Verbosity,
     ) -> Result<Self> {
         let images = images::make(workspace, provisions, programs)?;
-        let folder = workspace.data("logs")?.join(std::process::id().to_string());
+        let folder = workspace.data("logs")?.join(images::unique());
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let console = folder.join("console.log");
         let step = Step::begin(match clock {
