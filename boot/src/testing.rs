@@ -75,9 +75,16 @@ fn parts(pattern: Option<&str>) -> Vec<Part> {
     let nextest = exists("cargo-nextest");
     let part = |title, packages: &[&str]| {
         let mut args: Vec<&str> = if nextest {
-            vec!["nextest", "run", "--no-tests=pass", "--no-fail-fast", "--status-level=fail"]
+            vec![
+                "nextest",
+                "run",
+                "--cargo-profile=host",
+                "--no-tests=pass",
+                "--no-fail-fast",
+                "--status-level=fail",
+            ]
         } else {
-            vec!["test", "--quiet", "--no-fail-fast"]
+            vec!["test", "--profile=host", "--quiet", "--no-fail-fast"]
         };
         args.extend(packages);
         args.extend(pattern);
@@ -86,7 +93,11 @@ fn parts(pattern: Option<&str>) -> Vec<Part> {
     let mut parts = vec![part("host crates", &[])];
     if nextest {
         // nextest leaves the documentation's examples out, `cargo test` has run them.
-        let args = ["test", "--doc", "--quiet"].into_iter().chain(pattern).map(str::to_owned).collect();
+        let args = ["test", "--profile=host", "--doc", "--quiet"]
+            .into_iter()
+            .chain(pattern)
+            .map(str::to_owned)
+            .collect();
         parts.push(Part { title: "documentation", args });
     }
     let mut kernel = KERNEL_PACKAGES.to_vec();
