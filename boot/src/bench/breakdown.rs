@@ -185,7 +185,7 @@ impl Breakdown<'_> {
         let least = values().filter(|value| *value > 0.0).fold(most, f64::min);
         // Whole decades, and room for the number behind the longest bar.
         let low = 10_f64.powf(least.log10().floor() - 0.2);
-        let high = most * (most / low).powf(0.15);
+        let high = most * (most / low).powf(0.25);
         let each = self.columns.len() as u32 + 1;
         let bars = self.lines.len() as u32 * each;
         let root = SVGBackend::with_string(text, (WIDTH, FRAME + bars * BAR)).into_drawing_area();

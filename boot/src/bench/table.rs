@@ -139,7 +139,9 @@ pub fn shown(value: f64) -> String {
         large if large >= 10_000.0 => format!("{:.1} k", value / 1000.0),
         large if large >= 100.0 => format!("{value:.0}"),
         large if large >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+        large if large >= 0.001 => format!("{value:.4}"),
+        // Two digits that say something, however small it is.
+        tiny => format!("{value:.*}", (1.0 - tiny.log10().floor()).min(12.0) as usize),
     }
 }
 
@@ -207,6 +209,12 @@ mod tests {
             varied: None,
         };
         Row::new(&label, Time::Instructions, THROUGHPUT, "packets per 10^9 instructions", value)
+    }
+
+    #[test]
+    fn values_are_shown_with_the_digits_that_matter() {
+        let values = [0.0, 12_345.0, 123.4, 1.234, 0.12345, 0.00128, 0.00008].map(shown);
+        assert_eq!(values, ["0", "12.3 k", "123", "1.23", "0.1235", "0.0013", "0.000080"]);
     }
 
     #[test]
