@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use drayage_peer::report::PingReport;
 use serde_json::Value;
 
@@ -223,11 +223,12 @@ pub fn boot(lab: &mut Lab<'_>) -> Result<()> {
             let started_ns = lab.dom0.agent().clock_ns()?;
             receiver.create(lab)?;
             let ip = Site::FIRST.guest_ip();
-            let _: PingReport = lab.dom0.json(
+            let report: PingReport = lab.dom0.json(
                 &format!("peer ping {ip} --until-answered --count 6000 --interval-ms 10"),
                 Duration::from_secs(90),
             )?;
             let ended_ns = lab.dom0.agent().clock_ns()?;
+            ensure!(report.answered > 0, "the guest has not answered a ping in a minute");
             let label = Label {
                 suite: "boot",
                 peer,

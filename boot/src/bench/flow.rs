@@ -9,6 +9,7 @@ use crate::backend;
 use crate::bench::lab::{Lab, Source as Known};
 use crate::bench::row::{Label, Peer};
 use crate::bench::rx::generators;
+use crate::demo::greeting::await_guest;
 use crate::demo::guests::{Site, linux, ours, stock_vif};
 use crate::demo::path::{GENERATOR, Sent};
 use crate::demo::reader::{Reader, Reading};
@@ -211,11 +212,6 @@ fn measurement(sent: &Sent, reading: Reading<'_>, dom0: &mut Dom0) -> Result<Mea
         lost: vec![("on the way".into(), sent.sent - received)],
         packets_per_container: arrived.packets_per_container,
     })
-}
-
-/// Waits until a guest answers, so that neighbours know each other before packets count.
-fn await_guest(dom0: &mut Dom0, ip: &str) -> Result<()> {
-    dom0.shell(&format!("peer ping {ip} --until-answered --count 600 --interval-ms 50")).map(drop)
 }
 
 /// A peer's guest that sends to dom0's end of its network, or to nobody.

@@ -6,6 +6,7 @@ use anyhow::Result;
 use crate::bench::cost::{Grown, interface};
 use crate::bench::lab::{ENDS, Effort, Lab, Source as Known};
 use crate::bench::row::{Label, Peer, Row};
+use crate::demo::greeting::await_guest;
 use crate::demo::guests::{Site, linux, ours, reader_script};
 use crate::demo::path::{Containers, GENERATOR, Ours, Path, Stock, measure_generator};
 use crate::demo::reader::Reader;
@@ -64,8 +65,7 @@ impl Receiver {
     /// Makes everything ready for a source: the guest answers before packets count.
     pub fn prepare(&mut self, lab: &mut Lab<'_>, source: Source) -> Result<()> {
         self.path.prepare(lab.dom0, source)?;
-        let ip = self.site.guest_ip();
-        lab.dom0.shell(&format!("peer ping {ip} --until-answered --count 600 --interval-ms 50")).map(drop)
+        await_guest(lab.dom0, &self.site.guest_ip())
     }
 
     /// Returns the guest's name.

@@ -7,6 +7,7 @@ use drayage_peer::report::{EchoReport, StreamReport};
 
 use crate::bench::lab::Lab;
 use crate::bench::row::{Label, Peer, Row, Time};
+use crate::demo::greeting::await_guest;
 use crate::demo::guests::{Site, linux, ours};
 use crate::demo::path::{Containers, Ours, Path, Stock};
 use crate::demo::report::Source;
@@ -79,7 +80,7 @@ fn stream(lab: &mut Lab<'_>, peer: Peer, mode: Mode, way: Way) -> Result<()> {
     };
     path.create(lab.dom0, &way.guest(peer, mode, site))?;
     path.prepare(lab.dom0, Source::Linux)?;
-    lab.dom0.shell(&format!("peer ping {ip} --until-answered --count 600 --interval-ms 50"))?;
+    await_guest(lab.dom0, &ip)?;
     let (bytes, elapsed_ns) = match way {
         Way::In | Way::Out => {
             let what = if way == Way::In { "tcp-push" } else { "tcp-pull" };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use drayage_peer::report::{EchoReport, PingReport};
 
 use crate::demo::guests::GUEST_IP;
@@ -58,6 +58,14 @@ pub fn greet(
         ok: differences.is_empty(),
         first_ping_ms,
     });
+    Ok(())
+}
+
+/// Waits until a guest answers, so that neighbours know each other before packets count.
+pub fn await_guest(dom0: &mut Dom0, ip: &str) -> Result<()> {
+    let command = format!("peer ping {ip} --until-answered --count 2400 --interval-ms 50");
+    let report: PingReport = dom0.json(&command, 3 * GREETING)?;
+    ensure!(report.answered > 0, "the guest at {ip} has not answered a ping in two minutes");
     Ok(())
 }
 

@@ -17,6 +17,9 @@ pub const TAKEN: u16 = 9;
 /// Port on which streams are sent (RFC 864).
 pub const SENT: u16 = 19;
 
+/// Time until a service that refused a connection is asked again.
+const REFUSED_NS: u64 = 20_000_000;
+
 /// Bytes of one call.
 const CHUNK: usize = 64 << 10;
 
@@ -36,8 +39,19 @@ pub struct Stream {
 impl Stream {
     fn connect(&self) -> Result<TcpStream> {
         let address = SocketAddr::new(self.to, self.port);
-        let stream = TcpStream::connect_timeout(&address, self.timeout)
-            .with_context(|| format!("TCP to {} port {}", self.to, self.port))?;
+        let until_ns = sys::monotonic_ns() + self.timeout.as_nanos() as u64;
+        let stream = loop {
+            match TcpStream::connect_timeout(&address, self.timeout) {
+                // A system answers pings before its service is there.
+                Err(error)
+                    if error.kind() == io::ErrorKind::ConnectionRefused && sys::monotonic_ns() < until_ns =>
+                {
+                    sys::sleep_until(sys::monotonic_ns() + REFUSED_NS);
+                }
+                connected => break connected,
+            }
+        };
+        let stream = stream.with_context(|| format!("TCP to {} port {}", self.to, self.port))?;
         stream.set_read_timeout(Some(self.timeout))?;
         stream.set_write_timeout(Some(self.timeout))?;
         Ok(stream)
@@ -46,8 +60,8 @@ impl Stream {
 
 /// Sends a stream, and waits for the other end to close: then it has read all.
 pub fn push(options: &Stream) -> Result<StreamReport> {
-    let started_ns = sys::monotonic_ns();
     let mut stream = options.connect()?;
+    let started_ns = sys::monotonic_ns();
     let chunk = [0x5a; CHUNK];
     let mut sent = 0;
     while sent < options.bytes {
@@ -64,8 +78,8 @@ pub fn push(options: &Stream) -> Result<StreamReport> {
 
 /// Reads so much of a stream.
 pub fn pull(options: &Stream) -> Result<StreamReport> {
-    let started_ns = sys::monotonic_ns();
     let mut stream = options.connect()?;
+    let started_ns = sys::monotonic_ns();
     let mut chunk = vec![0; CHUNK];
     let mut bytes = 0;
     while bytes < options.bytes {
@@ -105,6 +119,18 @@ fn each(listener: &TcpListener, serve: impl Fn(TcpStream) -> io::Result<()> + Co
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_that_comes_later_is_waited_for() {
+        let port = listen(0).unwrap().local_addr().unwrap().port();
+        let stream = Stream { to: [127, 0, 0, 1].into(), port, bytes: 1000, timeout: Duration::from_secs(5) };
+        let pushed = thread::spawn(move || push(&stream));
+        // It is refused at least once, and the service comes all the same.
+        thread::sleep(Duration::from_millis(30));
+        let sink = listen(port).unwrap();
+        thread::spawn(move || each(&sink, |mut stream| io::copy(&mut stream, &mut io::sink()).map(drop)));
+        assert_eq!(pushed.join().unwrap().unwrap().bytes, 1000);
+    }
 
     #[test]
     fn streams_are_pushed_and_pulled() {
