@@ -193,6 +193,7 @@ impl Lab<'_> {
         let mut sums = vec![Measurement::default(); competitors.len()];
         for _ in 0..REPEATS {
             for (at, competitor) in competitors.iter_mut().enumerate() {
+                self.watch(format!("row {}", name(&competitor.label)));
                 let measurement = (competitor.measure)(self.dom0, WALL_PACKETS, rates[at])?;
                 samples[at].push(measurement.pps());
                 let sum = &mut sums[at];
@@ -239,7 +240,8 @@ impl Lab<'_> {
 
     /// Adds a row, and shows it.
     pub fn add(&mut self, row: Row, label: &Label) {
-        println!("{:<52} {:>10} {}, {} {}", name(label), shown(row.value), row.unit, row.metric, row.note);
+        let note = if row.note.is_empty() { String::new() } else { format!("; {}", row.note) };
+        println!("{:<52} {:>10} {} ({}){note}", name(label), shown(row.value), row.unit, row.metric);
         self.rows.push(row);
         self.watch(format!("what follows row {}", name(label)));
     }
