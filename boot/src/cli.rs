@@ -141,7 +141,7 @@ pub struct BenchArgs {
 /// The suites of `bench`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SuiteName {
-    /// Every one; well under an hour on two cores.
+    /// Every one; meant to end within 45 minutes on two quiet cores.
     All,
     /// Reception by frame size.
     Rx,
