@@ -396,6 +396,7 @@ fn table_for(size: usize, mean_bytes: usize) -> usize {
     size.saturating_sub(HEADER_BYTES + 2).div_ceil(each.max(1)).max(1)
 }
 
+#[inline]
 fn buffer(region: &mut [u8], index: usize, stride: usize) -> &mut [u8] {
     &mut region[index * stride..(index + 1) * stride]
 }

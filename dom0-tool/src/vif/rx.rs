@@ -279,6 +279,7 @@ impl<P: SharedWords> Rx<P> {
     }
 
     /// Counts what came of a packet.
+    #[inline]
     fn note(&mut self, result: Result<(), Refusal>, len: usize, meta: Meta, counters: &mut Counters) {
         match result {
             Ok(()) => {

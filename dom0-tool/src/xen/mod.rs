@@ -240,3 +240,25 @@ impl CopyOp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_about_one_of_two_pieces_and_stays_inside() {
+        let (first, second) = ([1u8, 2, 3, 4], [5u8, 6, 7]);
+        let bytes = |local, offset, len| {
+            let op = CopyOp::new(local, GrantRef(8), DomainId(5), offset, len);
+            op.bytes([&first, &second]).map(<[u8]>::to_vec)
+        };
+        assert_eq!(bytes(1, 0, 3), Some(vec![2, 3, 4]));
+        assert_eq!(bytes(4, 4093, 3), Some(vec![5, 6, 7]));
+        assert_eq!(bytes(5, 0, 1), Some(vec![6]));
+        assert_eq!(bytes(3, 0, 2), None, "across the two");
+        assert_eq!(bytes(5, 0, 3), None, "beyond the end");
+        assert_eq!(bytes(8, 0, 0), None);
+        assert_eq!(bytes(u32::MAX, 0, 1), None);
+        assert_eq!(bytes(0, 4094, 3), None, "beyond the page");
+    }
+}
