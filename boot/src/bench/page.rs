@@ -44,12 +44,13 @@ fn about(suite: &str) -> &'static str {
              whose other end is in the bridge for a and b, and a packet socket of drayage's for c and d."
         }
         "tx" => {
-            "Packets out of a guest. <em>port</em>: as far as the driver domain's port, which throws them away. \
-             <em>linux</em>: into a reader in the driver domain."
+            "Packets out of a guest. <em>port</em>: as far as the driver domain's port, which throws them away; not for b, \
+             whose stack would ask for a neighbour that nobody is on a stock vif. <em>linux</em>: into a reader in the driver \
+             domain."
         }
         "forward" => {
             "A guest with two interfaces that routes from one to the other. <em>direct</em>: from a source at the first \
-             interface's port to the second's. <em>linux</em>: from a Linux sender to a Linux reader."
+             interface's port to the second's; not for b, as with tx. <em>linux</em>: from a Linux sender to a Linux reader."
         }
         "intervm" => {
             "From an application in one guest to an application in another, through the driver domain."
@@ -69,7 +70,8 @@ fn about(suite: &str) -> &'static str {
         }
         "latency" => {
             "Round trips of single pings, alone and beside a stream of 60-byte packets; jitter is the mean difference of \
-             two round trips in a row. Containers are held open only while the guest is busy. In wall time the machine itself \
+             two round trips in a row. Containers are held open only while the guest is busy; for how long packets were held, from the \
+             switch to the guest's page, is what the backend counts of all packets of a load, the pings among them. In wall time the machine itself \
              is late now and then: how late an idle loop was on it stands beside the percentiles."
         }
         "cores" => {
@@ -78,7 +80,8 @@ fn about(suite: &str) -> &'static str {
              the second, beside the guest; and nothing held anywhere."
         }
         "cost" => {
-            "Operations per packet, as the product counts them while it is saturated; and what valgrind counts of backend, \
+            "Operations per packet, as the backend counts them while it is saturated, into the guest and out of it, without containers \
+             (c) and with them (d); netback has no such counters. The bars are on a logarithmic axis. And what valgrind counts of backend, \
              driver, stack and reader in one process, with memory in the hypervisor's place."
         }
         "tcp" => {
