@@ -13,6 +13,7 @@ mod package;
 mod plain;
 mod policy;
 mod restart;
+mod slo;
 mod staged;
 mod stock;
 mod switch;
@@ -46,6 +47,7 @@ fn scenarios() -> Vec<Scenario> {
         life::scenarios(),
         ours::scenarios(),
         policy::scenarios(),
+        slo::scenarios(),
         operator::scenarios(),
         netfront::scenarios(),
         restart::scenarios(),

@@ -3,7 +3,8 @@
 //! It knows times and counts only. A lone packet is never kept waiting: only what came in of late says that the
 //! next look may be put off, for how long, or that sleeping is not worth it.
 
-/// Frames that make a look worth its wake-up, which costs some 50 k instructions in dom0 and Xen.
+/// Frames that make a look worth its wake-up, which is estimated, not measured, to cost some 50 k instructions in dom0
+/// and Xen.
 const WORTH_FRAMES: u64 = 128;
 /// Looks during which the hold-off stays at its least once a longer one has slowed the senders down.
 const SHORT_LOOKS: u32 = 256;
