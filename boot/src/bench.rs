@@ -200,7 +200,10 @@ impl Run<'_> {
             }
             let mut ready = match machine.take() {
                 Some(ready) => ready,
-                None => self.boot(suite.clock())?,
+                None => self.boot(suite.clock()).inspect_err(|error| {
+                    // The other machines go on for long before this counts.
+                    eprintln!("FAILED: suite {}: {}", suite.key, describe(error));
+                })?,
             };
             let (started, cpu) = (Instant::now(), ready.bed.cpu_time());
             let mut own = Outcome { generators: std::mem::take(&mut generators), ..Outcome::default() };

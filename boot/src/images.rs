@@ -139,11 +139,16 @@ pub fn make(workspace: &Workspace, provisions: &Provisions, programs: &Programs)
 fn remove_stale(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix("dom0-").and_then(|rest| rest.strip_suffix(".cpio"));
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        if owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             fs::remove_file(entry.path()).ok();
         }
     }
+}
+
+/// Returns the process that made a file for one machine, if that is what the file is.
+fn owner(name: &str) -> Option<&str> {
+    let unique = name.strip_prefix("dom0-")?.strip_suffix(".cpio")?;
+    unique.split('-').next()
 }
 
 fn cached(path: &Path, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
@@ -333,6 +338,20 @@ fn first_of(root: &Path, paths: &[&str]) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_kept_while_its_process_runs() {
+        let folder = std::env::temp_dir().join(format!("boot-images-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let [ours, stale] =
+            [unique(), "4999999-0".to_owned()].map(|name| folder.join(format!("dom0-{name}.cpio")));
+        for file in [&ours, &stale] {
+            fs::write(file, "x").unwrap();
+        }
+        remove_stale(&folder);
+        assert_eq!((ours.exists(), stale.exists()), (true, false));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn the_payload_of_a_bzimage() {
