@@ -122,17 +122,24 @@ fn what_waits_is_not_overtaken() {
         number += 1;
         scene.sends(&container(6, own(5), 40, 1514, number));
     }
+    // There are buffers left for this one, and not for those before it.
+    scene.sends(&container(6, own(5), 7, 1514, 7));
     let [came, _] = scene.take();
     assert_eq!(came.len(), 160);
     scene.fleet.passes();
     let [rest, _] = scene.take();
     let numbers: Vec<_> = came.iter().chain(&rest).map(|frame| frame[12]).collect();
-    assert!(numbers.iter().copied().eq((1..=6).flat_map(|n| [n; 40])), "in order: {numbers:?}");
+    assert!(numbers.iter().copied().eq((1..=6).flat_map(|n| [n; 40]).chain([7; 7])), "in order: {numbers:?}");
     let [read, written, moved] = std::array::from_fn(|n| scene.copied()[n] - before[n]);
     assert!(moved == 0 && read < written / 2 && read > 2 * 60_000, "two of six waited: {read} of {written}");
+    // Nor is what was gathered a moment ago.
+    scene.sender.send_bytes(150, &container(6, own(5), 1, 60, 8));
+    scene.sends(&container(6, own(5), 40, 1514, 9));
+    let [came, _] = scene.take();
+    assert!(came.iter().map(|frame| frame[12]).eq([8].into_iter().chain([9; 40])), "in order");
     // And afterwards straight through again.
     let before = scene.copied();
-    scene.sends(&container(6, own(5), 40, 1514, 9));
+    scene.sends(&container(6, own(5), 40, 1514, 10));
     assert!(scene.copied()[0] - before[0] < 1000);
     scene.fleet.hv.assert_clean();
 }
