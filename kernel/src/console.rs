@@ -79,6 +79,7 @@ impl Write for Console {
 }
 
 /// Prints to the console; `println!` is the way to call it.
+#[inline(never)]
 pub(crate) fn print(text: fmt::Arguments<'_>) {
     // The console itself never fails; a Display that does is not the console's business.
     let _ = CONSOLE.lock().write_fmt(text);
@@ -101,12 +102,13 @@ pub(crate) fn drain() {
             let producer = ring.output_producer.load(Ordering::Relaxed);
             is_drained(producer, ring.output_consumer.load(Ordering::Acquire))
         };
-        wait(*port, is_done);
+        wait(*port, &is_done);
     }
 }
 
 /// Waits for a condition that the console's other end brings about; returns whether it came.
-fn wait(port: Port, is_done: impl Fn() -> bool) -> bool {
+#[inline(never)]
+fn wait(port: Port, is_done: &dyn Fn() -> bool) -> bool {
     if shared_info::get().is_none() {
         // Early in the boot there is no clock and no way to clear the port's pending bit.
         return (0..100_000).any(|_| {
@@ -151,6 +153,7 @@ impl Writer {
         }
     }
 
+    #[inline(never)]
     fn flush(&mut self) {
         self.output.write_bytes(self.line.take());
     }
@@ -176,7 +179,7 @@ impl Output {
                     let taken = if *lost_bytes > 0 { 0 } else { ring.put(rest) };
                     rest = &rest[taken..];
                     events::notify(*port);
-                    if !rest.is_empty() && (*lost_bytes > 0 || !wait(*port, || ring.room() > 0)) {
+                    if !rest.is_empty() && (*lost_bytes > 0 || !wait(*port, &|| ring.room() > 0)) {
                         *lost_bytes += rest.len() as u64;
                         return;
                     }

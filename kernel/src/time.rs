@@ -20,7 +20,7 @@ static LAST_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns nanoseconds on a clock that only runs forwards: under Xen the host's system time (so that two guests
 /// of one host can compare), else the time since boot.
-#[inline]
+#[inline(never)]
 pub(crate) fn now_ns() -> u64 {
     let params = match shared_info::get() {
         Some(info) => info.clock_params(),

@@ -38,7 +38,7 @@ pub unsafe fn set_gate(gate: Gate) {
 /// # Safety
 /// The arguments must be what the hypercall of this number demands; pointers among them must be valid for what
 /// it reads and writes; and what it does to the machine (mappings above all) must be sound.
-#[inline]
+#[inline(never)]
 pub unsafe fn call(number: u64, args: [u64; 5]) -> i64 {
     let [a, b, c, d, e] = args;
     let result: i64;

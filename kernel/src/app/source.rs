@@ -189,7 +189,7 @@ impl App for Source {
             State::Sent { in_ns } => in_ns,
         };
         let rate = u128::from(self.sent) * u128::from(SECOND_NS) / u128::from(elapsed_ns.max(1));
-        let rate = if elapsed_ns == 0 { 0 } else { rate };
+        let rate = if elapsed_ns == 0 { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) };
         net.print(format_args!(
             "source: packets={} bytes={} elapsed_ns={elapsed_ns} pps={rate}",
             self.sent,

@@ -89,6 +89,7 @@ impl<'a> Words<'a> {
     }
 
     /// Returns the error for a value of the wrong form, with another description of the right one.
+    #[inline(never)]
     pub fn wrong_with(&self, key: &Key, form: &str) -> SettingError {
         let value = self.get(key).unwrap_or_default();
         SettingError::Wrong { key: key.name.into(), value: value.into(), form: form.into() }
@@ -136,11 +137,13 @@ impl<'a> Words<'a> {
         Ok(())
     }
 
+    #[inline(never)]
     fn named(&self, name: &str) -> Option<&'a str> {
         self.pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 }
 
+#[inline(never)]
 fn numbered(key: &Key, interface: usize) -> Boxed {
     match interface {
         0 => key.name.into(),
