@@ -10,7 +10,14 @@ use object::read::elf::{Dyn, ElfFile64, FileHeader};
 use object::{Endianness, elf};
 
 /// Folders, below the root, in which libraries lie.
-const LIBRARY_FOLDERS: [&str; 4] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64"];
+const LIBRARY_FOLDERS: [&str; 6] = [
+    "lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu",
+    "lib64",
+    "usr/lib64",
+    "lib/x86_64-linux-gnu/systemd",
+    "usr/lib/x86_64-linux-gnu/systemd",
+];
 
 /// Returns every library that some programs need, by name, with the file that has it.
 pub fn library_closure(root: &Path, programs: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {

@@ -274,6 +274,9 @@ fn dom0_archive(
         add(&mut archive, &format!("/usr/sbin/{name}"), &path)?;
         needing.push(path);
     }
+    if programs.package.is_some() {
+        needing.extend(add_systemd(&mut archive, root)?);
+    }
     let mut libraries = library_closure(root, &needing)?;
     // Loaded by libc when a thread is cancelled: no ELF file names it.
     let unwinder = "libgcc_s.so.1";
@@ -295,6 +298,23 @@ fn dom0_archive(
     archive.file(inside::LINUX_INITRAMFS, 0o644, linux_guest);
     archive.file(inside::DRIVER_INITRAMFS, 0o644, driver_domain);
     Ok(archive.finish())
+}
+
+/// Adds as much of systemd as runs a unit, and returns the files that need libraries.
+fn add_systemd(archive: &mut Archive, root: &Path) -> Result<[PathBuf; 2]> {
+    for name in
+        ["sysinit.target", "basic.target", "multi-user.target", "shutdown.target", "modprobe@.service"]
+    {
+        let path = format!("lib/systemd/system/{name}");
+        let from = first_of(root, &[&path, &format!("usr/{path}")])?;
+        let text = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+        archive.file(&format!("/{path}"), 0o644, &text);
+    }
+    let manager = first_of(root, &["lib/systemd/systemd", "usr/lib/systemd/systemd"])?;
+    let control = first_of(root, &["bin/systemctl", "usr/bin/systemctl"])?;
+    add(archive, "/lib/systemd/systemd", &manager)?;
+    add(archive, "/usr/bin/systemctl", &control)?;
+    Ok([manager, control])
 }
 
 /// Adds what every Linux here has: busybox, our tool, the device nodes that the kernel opens first.

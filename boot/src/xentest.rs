@@ -13,6 +13,7 @@ mod package;
 mod plain;
 mod policy;
 mod restart;
+mod service;
 mod slo;
 mod staged;
 mod stock;

@@ -33,7 +33,7 @@ impl<'a> Bench<'a> {
             self.dom0.forget(&name);
         }
         self.dom0.shell(
-            "killall -9 drayage udhcpd xenstore-watch; for pid in $(pidof peer); do \
+            "killall -9 systemd drayage udhcpd xenstore-watch; for pid in $(pidof peer); do \
              tr '\\0' ' ' < /proc/$pid/cmdline | grep -qE '^peer (send|ping|udp-echo|tcp-echo)' && kill -9 $pid; \
              done; true",
         )?;

@@ -280,7 +280,7 @@ fn idle(bench: &mut Bench) -> Result<()> {
     daemon.stop(bench.dom0)
 }
 
-/// The guest is behind one end of a veth, by packet socket and then by AF_XDP; dom0's own stack is at the other.
+/// The guest is behind one end of a veth, by packet socket with either ring and then by AF_XDP; dom0's own stack is at the other.
 fn uplinks(bench: &mut Bench) -> Result<()> {
     const NEAR: &str = "dry-near";
     const FAR: &str = "dry-far";
@@ -291,11 +291,10 @@ fn uplinks(bench: &mut Bench) -> Result<()> {
          ip addr add {HOST_IP}/24 dev {NEAR}"
     ))?;
     bench.dom0.create(&echo_guest("uplink", Mode::Pvh, GUEST_IP), Start::Paused)?;
-    for port in ["packet", "xdp"] {
-        let first = port == "packet";
-        let port = format!("{port}:{FAR}");
+    let ports = [format!("packet:{FAR}"), format!("packet:{FAR},ring=v3"), format!("xdp:{FAR}")];
+    for (at, port) in ports.iter().enumerate() {
         backend::attach(bench.dom0, "uplink", GUEST_MAC, &format!("--port {port}"))?;
-        if first {
+        if at == 0 {
             bench.dom0.unpause("uplink")?;
         }
         bench.await_answer(GUEST_IP)?;

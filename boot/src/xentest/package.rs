@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Scenario;
 use super::bench::Bench;
+use super::service;
 use crate::backend::{self, Daemon};
 use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, ours};
 use crate::dom0::{Mode, Start};
@@ -19,15 +20,34 @@ const TAP: &str = "dry0";
 const METRICS: &str = "127.0.0.1:9481";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario { name: "xen::package::installed_in_dom0_it_serves_a_guest", run: serve }]
+    vec![
+        Scenario { name: "xen::package::installed_in_dom0_it_serves_a_guest", run: serve },
+        Scenario { name: "xen::package::systemd_runs_its_unit", run: service::run },
+    ]
+}
+
+/// Installs the package; `through` goes before the command.
+pub(super) fn install(bench: &mut Bench, through: &str) -> Result<()> {
+    let package = inside::PACKAGE;
+    let done = bench.dom0.shell(&format!(
+        "mkdir -p /var/lib/dpkg/info && touch /var/lib/dpkg/status && {through} dpkg -i {package} && \
+         cd / && md5sum -c /var/lib/dpkg/info/drayage.md5sums"
+    ));
+    done.map(drop)
+}
+
+/// Removes the package; `through` goes before the command. The program itself stays for the other scenarios.
+pub(super) fn remove(bench: &mut Bench, through: &str) -> Result<()> {
+    let (program, guest) = (installed::PROGRAM, installed::GUEST);
+    let done = bench.dom0.shell(&format!(
+        "cp -p {program} /drayage/kept; {through} dpkg -r drayage; code=$?; test ! -e {program} -a ! -e {guest}; gone=$?; \
+         cp -p /drayage/kept {program}; exit $((code + gone))"
+    ));
+    done.map(drop)
 }
 
 fn serve(bench: &mut Bench) -> Result<()> {
-    let package = inside::PACKAGE;
-    bench.dom0.shell(&format!(
-        "mkdir -p /var/lib/dpkg/info && touch /var/lib/dpkg/status && dpkg -i {package} && \
-         cd / && md5sum -c /var/lib/dpkg/info/drayage.md5sums"
-    ))?;
+    install(bench, "")?;
     let config = installed::CONFIGURATION;
     bench.dom0.shell(&format!(
         "grep -q '^{config}$' /var/lib/dpkg/info/drayage.conffiles && test -f {config} && \
@@ -54,18 +74,11 @@ fn serve(bench: &mut Bench) -> Result<()> {
     scraped(bench)?;
     bench.dom0.destroy("packaged")?;
     daemon.stop(bench.dom0)?;
-
-    // The program itself stays for the other scenarios.
-    bench.dom0.shell(&format!(
-        "cp -p {program} /drayage/kept; dpkg -r drayage; code=$?; test ! -e {program} -a ! -e {}; gone=$?; \
-         cp -p /drayage/kept {program}; exit $((code + gone))",
-        installed::GUEST
-    ))?;
-    Ok(())
+    remove(bench, "")
 }
 
 /// The daemon has what it needs, and no more.
-fn sandboxed(bench: &mut Bench) -> Result<()> {
+pub(super) fn sandboxed(bench: &mut Bench) -> Result<()> {
     let checks: Vec<Value> = serde_json::from_str(&bench.dom0.shell("drayage doctor --json")?)?;
     let check = checks.iter().find(|check| check["name"] == "sandbox").context("no check of the sandbox")?;
     let found = check["found"].as_str().unwrap_or_default();
