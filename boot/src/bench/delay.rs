@@ -27,8 +27,17 @@ const OUR_LEAST_MIB: u32 = 8;
 const PINGS: u64 = 1_000;
 const FEWER_PINGS: u64 = 200;
 
-/// Time from one ping to the next.
+/// Time from one ping to the next in instruction time, where a round trip takes a tenth of it.
 const INTERVAL_MS: u64 = 2;
+
+/// Pings of one point.
+#[derive(Debug, Clone, Copy)]
+pub struct Pings {
+    /// How many.
+    pub count: u64,
+    /// From one to the next; what comes later is not answered.
+    pub interval_ms: u64,
+}
 
 /// What is varied.
 pub const VARIED: &str = "packets per second beside the pings";
@@ -38,7 +47,8 @@ const NETWORK_IS_UP: &str = "boot: network is up, cpu_ns=";
 
 /// Runs suite `latency`.
 pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
-    let pings = if lab.effort == Effort::Quick { FEWER_PINGS } else { PINGS };
+    let count = if lab.effort == Effort::Quick { FEWER_PINGS } else { PINGS };
+    let pings = Pings { count, interval_ms: INTERVAL_MS };
     for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("latency", peer) {
             let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
@@ -85,15 +95,16 @@ pub fn round_trips(
     receiver: &Receiver,
     peer: Peer,
     load: u64,
-    pings: u64,
+    pings: Pings,
 ) -> Result<PingReport> {
+    let Pings { count: pings, interval_ms } = pings;
     let site = receiver.site;
     let ip = site.guest_ip();
-    let ping = format!("peer ping {ip} --count {pings} --interval-ms {INTERVAL_MS} --spaced");
+    let ping = format!("peer ping {ip} --count {pings} --interval-ms {interval_ms} --spaced");
     if load == 0 {
         return dom0.json(&ping, Duration::from_secs(60));
     }
-    let count = load * pings * INTERVAL_MS * 11 / 10_000;
+    let count = load * pings * interval_ms * 11 / 10_000;
     let stream = Stream { frame_bytes: 60, count, rate: Some(load) };
     let device = match peer {
         Peer::A | Peer::B => site.bridge(),

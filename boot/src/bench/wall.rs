@@ -5,7 +5,7 @@ use anyhow::Result;
 use drayage_peer::report::SpinReport;
 use std::time::Duration;
 
-use crate::bench::delay::{LOADS, Trip, VARIED, round_trips};
+use crate::bench::delay::{LOADS, Pings, Trip, VARIED, round_trips};
 use crate::bench::flow::{Pair, Router, Transmitter};
 use crate::bench::lab::{Competitor, ENDS, Effort, Lab, REPEATS};
 use crate::bench::row::{Label, Peer, Row, median, noise};
@@ -19,8 +19,8 @@ use crate::dom0::{Dom0, Mode};
 
 const MODE: Mode = Mode::Pvh;
 
-/// Pings of one round.
-const PINGS: u64 = 300;
+/// Pings of one round, far enough apart for a slow emulator.
+const PINGS: Pings = Pings { count: 60, interval_ms: 25 };
 
 /// What is measured in turn: the suite, the case, and the sizes of frames.
 #[derive(Clone, Copy)]
