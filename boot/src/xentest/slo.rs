@@ -40,7 +40,7 @@ const TWO_WORKERS: &str = "/run/realtime.toml";
 const ENDLESS: u64 = 1_000_000_000_000;
 
 /// Within this, a busy data path in real time lets the control side answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -157,12 +157,12 @@ fn realtime(bench: &mut Bench) -> Result<()> {
     let seconds = (asked_ns - started_ns) as f64 / 1e9;
     eprintln!("  busy for {seconds:.1} s: {rests} rests, drayage stats took {:.1} s", control.as_secs_f64());
     ensure!(control < PATIENCE, "the control side answered after {control:?}");
-    ensure!(rests as f64 > seconds * 100.0, "{rests} rests in {seconds:.1} s: {after}");
+    ensure!(rests as f64 > seconds * 20.0, "{rests} rests in {seconds:.1} s: {after}");
     ensure!(bench.dom0.agent().wait(&hog, Duration::ZERO)?.is_none(), "the stream is at an end");
+    daemon.stop(bench.dom0)?;
     let throttled = bench.dom0.shell("dmesg | grep -c 'RT throttling activated'; true")?;
     ensure!(throttled.trim() == "0", "the kernel stopped the data path");
-    bench.dom0.destroy(NAME)?;
-    daemon.stop(bench.dom0)
+    bench.dom0.destroy(NAME)
 }
 
 /// Returns what the daemon counted of the guest's interface.
