@@ -58,7 +58,7 @@ pub(super) fn warn(workers: usize) {
 /// limit (`sched_rt_runtime_us`, 950 ms of each second) is never met then: it would stop the thread for 50 ms at a time.
 const WORK_PER_REST: u64 = 9;
 /// The shortest rest: others are to get something done between two switches. With a fifth of it, in the test bed, `drayage
-/// stats` took 17 s instead of 2.
+/// stats` took 17 s instead of 5 to 9.
 const LEAST_REST_NS: u64 = 500_000;
 /// The longest. A thread that was stopped for a while, or whose processor was taken away, was not at work.
 const MOST_REST_NS: u64 = 1_000_000;
