@@ -160,6 +160,10 @@ fn realtime(bench: &mut Bench) -> Result<()> {
     ensure!(rests as f64 > seconds * 20.0, "{rests} rests in {seconds:.1} s: {after}");
     ensure!(bench.dom0.agent().wait(&hog, Duration::ZERO)?.is_none(), "the stream is at an end");
     daemon.stop(bench.dom0)?;
+    bench.dom0.agent().kill(&hog, 9)?;
+    bench.dom0.agent().wait(&hog, PATIENCE)?;
+    let left = bench.dom0.shell("pidof drayage; true")?;
+    ensure!(left.trim().is_empty(), "drayage is left behind: {left}");
     let throttled = bench.dom0.shell("dmesg | grep -c 'RT throttling activated'; true")?;
     ensure!(throttled.trim() == "0", "the kernel stopped the data path");
     bench.dom0.destroy(NAME)
