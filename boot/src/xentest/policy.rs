@@ -42,16 +42,17 @@ fn generate(bench: &mut Bench, count: u64, rate: Option<u64>) -> Result<Value> {
 }
 
 /// Returns what the daemon counted of the guest's interface.
-fn counted(bench: &mut Bench) -> Result<Value> {
+pub(super) fn counted(bench: &mut Bench) -> Result<Value> {
     Ok(backend::stats(bench.dom0)?["interfaces"][0].clone())
 }
 
-fn number(value: &Value, path: &str) -> Result<u64> {
+/// Returns the number at a path of what was counted.
+pub(super) fn number(value: &Value, path: &str) -> Result<u64> {
     value.pointer(path).and_then(Value::as_u64).with_context(|| format!("no number {path} in {value}"))
 }
 
 /// Returns by how much a number grew.
-fn grown(before: &Value, after: &Value, path: &str) -> Result<u64> {
+pub(super) fn grown(before: &Value, after: &Value, path: &str) -> Result<u64> {
     Ok(number(after, path)? - number(before, path)?)
 }
 

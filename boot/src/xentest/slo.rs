@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::Scenario;
 use super::bench::Bench;
 use super::ours::attach_with;
+use super::policy::{counted, grown, number};
 use crate::backend::{self, Daemon};
 use crate::demo::guests::{GUEST_IP, GUEST_MAC, ours};
 use crate::dom0::{Mode, Start};
@@ -167,20 +168,6 @@ fn realtime(bench: &mut Bench) -> Result<()> {
     let throttled = bench.dom0.shell("dmesg | grep -c 'RT throttling activated'; true")?;
     ensure!(throttled.trim() == "0", "the kernel stopped the data path");
     bench.dom0.destroy(NAME)
-}
-
-/// Returns what the daemon counted of the guest's interface.
-fn counted(bench: &mut Bench) -> Result<Value> {
-    Ok(backend::stats(bench.dom0)?["interfaces"][0].clone())
-}
-
-fn number(value: &Value, path: &str) -> Result<u64> {
-    value.pointer(path).and_then(Value::as_u64).with_context(|| format!("no number {path} in {value}"))
-}
-
-/// Returns by how much a number grew.
-fn grown(before: &Value, after: &Value, path: &str) -> Result<u64> {
-    Ok(number(after, path)? - number(before, path)?)
 }
 
 /// How long the packets between two looks were held, by the ends of the histogram's buckets.
