@@ -3,6 +3,7 @@
 //! It knows smoltcp and what a NIC must be able to do; it knows no hypervisor, no ring and no machine.
 
 mod address;
+mod ingress;
 mod io;
 mod link;
 mod nic;
@@ -16,13 +17,18 @@ pub use io::{Datagram, Net, TcpHandle, Udp, UdpHandle};
 pub use nic::{Counters, Nic, Rearmed};
 pub use run::{Change, Ended, Machine, run};
 
-/// The most frames that are taken before the app and the senders get their turn.
+/// The most frames that the stack is given before the app and the senders get their turn.
 pub const BATCH_FRAMES: usize = 64;
+/// The most frames that are taken before they do, those included that go the short way past the stack.
+pub const SHORT_BATCH_FRAMES: usize = 256;
 /// The most bytes that are taken before they do; the frame that reaches it is still taken. A UDP socket that
 /// holds [`UDP_RX_BYTES`] and is emptied after every batch never overflows.
 pub const BATCH_BYTES: usize = 128 << 10;
 /// The receive buffer of a UDP socket: a batch, and the largest datagram beyond it.
 pub const UDP_RX_BYTES: usize = BATCH_BYTES + (64 << 10);
+/// The receive queue of a UDP socket past the stack: a batch, in which what is kept of a frame is shorter than the frame,
+/// and what a datagram may leave unused at its end.
+pub const UDP_SHORT_BYTES: usize = BATCH_BYTES + (16 << 10);
 /// The send buffer of a UDP socket.
 pub const UDP_TX_BYTES: usize = 128 << 10;
 /// Datagrams that wait in the send buffer of a UDP socket at most.
@@ -36,5 +42,7 @@ mod allocation;
 mod fake;
 #[cfg(test)]
 mod routing;
+#[cfg(test)]
+mod short_way;
 #[cfg(test)]
 mod tests;

@@ -12,10 +12,13 @@
 use core::num::{NonZeroU16, NonZeroUsize};
 
 use smoltcp::iface::{Interface, PollIngressSingleResult, SocketSet};
-use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta};
+use smoltcp::phy::{
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken as _,
+};
 use smoltcp::time::Instant;
 
 use crate::counters::TxCounters;
+use crate::inbox::Sorted;
 use crate::platform::Platform;
 use crate::tx::TxQueue;
 use crate::vif::{ETHERNET_HEADER_BYTES, Vif};
@@ -125,5 +128,72 @@ impl<P: Platform> Vif<P> {
             }
         }
         most
+    }
+}
+
+/// Takes a frame from a device and hands it to the stack, unless `sort` says that it is done with. Returns
+/// `None` when there is no frame. The stack's part in a frame that it never sees is nothing.
+#[inline]
+pub fn take_frame<D: Device>(
+    device: &mut D,
+    now: Instant,
+    interface: &mut Interface,
+    sockets: &mut SocketSet<'_>,
+    sort: impl FnOnce(&[u8]) -> Sorted,
+) -> Option<Sorted> {
+    let (frame, reply) = device.receive(now)?;
+    let meta = frame.meta();
+    Some(frame.consume(|bytes| {
+        let sorted = sort(bytes);
+        if sorted == Sorted::Stack {
+            let mut one = One(Some((Lent { bytes, meta }, reply)));
+            // What it came to is of no interest: it was a frame.
+            interface.poll_ingress_single(now, &mut one, sockets);
+        }
+        sorted
+    }))
+}
+
+/// A device that has one frame.
+struct One<'a, T>(Option<(Lent<'a>, T)>);
+
+struct Lent<'a> {
+    bytes: &'a [u8],
+    meta: PacketMeta,
+}
+
+impl smoltcp::phy::RxToken for Lent<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.bytes)
+    }
+
+    fn meta(&self) -> PacketMeta {
+        self.meta
+    }
+}
+
+impl<'f, T: smoltcp::phy::TxToken> Device for One<'f, T> {
+    type RxToken<'a>
+        = Lent<'f>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = T
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _: Instant) -> Option<(Lent<'f>, T)> {
+        self.0.take()
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<T> {
+        None
+    }
+
+    /// Says what the medium is; nobody asks for more of it.
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities
     }
 }

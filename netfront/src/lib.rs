@@ -16,6 +16,7 @@ mod counters;
 mod device;
 mod features;
 mod frontend;
+pub mod inbox;
 mod link;
 pub mod platform;
 mod pool;
@@ -25,7 +26,7 @@ mod tx;
 mod vif;
 
 pub use counters::{ContainerRejects, Counters, RxCounters, RxDrops, TxCounters};
-pub use device::{RxToken, TxToken};
+pub use device::{RxToken, TxToken, take_frame};
 pub use features::{Agreed, Options, Stage, Use};
 pub use frontend::{Fired, Netfront};
 pub use link::Readiness;

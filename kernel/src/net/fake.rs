@@ -51,6 +51,11 @@ impl FakeNic {
     pub(crate) fn arrive(&self, frame: Vec<u8>) {
         self.rx.borrow_mut().push_back(frame);
     }
+
+    /// Takes all frames that arrived here.
+    pub(crate) fn take_all(&self) -> Vec<Vec<u8>> {
+        self.rx.borrow_mut().drain(..).collect()
+    }
 }
 
 pub(crate) struct RxFrame(Vec<u8>);

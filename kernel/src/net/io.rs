@@ -4,19 +4,24 @@
 use alloc::vec;
 use core::fmt;
 
+use drayage_netfront::inbox::{Inbox, Inboxes};
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
-use smoltcp::wire::{IpAddress, IpEndpoint};
+use smoltcp::wire::{IpAddress, IpEndpoint, Ipv4Address};
 
 use super::nic::Counters;
 use super::transit::gateways;
 use super::watch::Watch;
-use super::{BATCH_FRAMES, TCP_BYTES, UDP_RX_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
+use super::{BATCH_FRAMES, TCP_BYTES, UDP_RX_BYTES, UDP_SHORT_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
 use crate::forward::Routed;
 
 /// A UDP socket of one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UdpHandle(SocketHandle);
+pub struct UdpHandle {
+    socket: SocketHandle,
+    /// The number of its queue past the stack, if it has one.
+    inbox: Option<usize>,
+}
 
 /// A TCP socket of one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +36,7 @@ pub struct Net<'a> {
     pub(super) interface: &'a mut Interface,
     pub(super) sockets: &'a mut SocketSet<'static>,
     pub(super) watch: &'a mut Watch,
+    pub(super) inboxes: &'a mut Inboxes,
     pub(super) console: &'a mut dyn fmt::Write,
 }
 
@@ -46,10 +52,12 @@ impl<'a> Net<'a> {
         let send =
             udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; UDP_TX_DATAGRAMS], vec![0; UDP_TX_BYTES]);
         let mut socket = udp::Socket::new(receive, send);
+        let mut inbox = None;
         if !self.watch.ports.contains(&port) && socket.bind(port).is_ok() {
             self.watch.ports.push(port);
+            inbox = self.inboxes.open(port, UDP_SHORT_BYTES);
         }
-        UdpHandle(self.sockets.add(socket))
+        UdpHandle { socket: self.sockets.add(socket), inbox }
     }
 
     /// Opens a TCP socket, not yet connected or listening. Allocates: not for the data path.
@@ -60,7 +68,12 @@ impl<'a> Net<'a> {
 
     /// Returns a UDP socket.
     pub fn udp(&mut self, handle: UdpHandle) -> Udp<'_> {
-        Udp { socket: self.sockets.get_mut(handle.0), watch: self.watch, interface: self.interface }
+        Udp {
+            socket: self.sockets.get_mut(handle.socket),
+            inbox: handle.inbox.and_then(|inbox| self.inboxes.get(inbox)),
+            watch: self.watch,
+            interface: self.interface,
+        }
     }
 
     /// Returns a TCP socket.
@@ -117,7 +130,7 @@ impl<'a> Net<'a> {
     /// Returns the datagrams for this interface's UDP sockets that did not reach an app: malformed, addressed
     /// to somebody else, or lost in a full socket. What still waits in a socket counts too.
     pub fn dropped(&self) -> u64 {
-        self.watch.dropped()
+        self.watch.dropped() + self.inboxes.lost()
     }
 
     /// Prints a line on the console.
@@ -130,6 +143,7 @@ impl<'a> Net<'a> {
 /// A UDP socket, for the length of a call.
 pub struct Udp<'a> {
     socket: &'a mut udp::Socket<'static>,
+    inbox: Option<&'a mut Inbox>,
     watch: &'a mut Watch,
     interface: &'a Interface,
 }
@@ -154,11 +168,22 @@ impl Datagram<'_> {
 
 impl Udp<'_> {
     /// Takes the oldest datagram out of the socket.
+    #[inline]
     pub fn receive(&mut self) -> Option<Datagram<'_>> {
-        let (bytes, meta) = self.socket.recv().ok()?;
-        self.watch.taken += 1;
-        let to = meta.local_address.filter(|address| self.interface.has_ip_addr(*address));
-        Some(Datagram { bytes, from: meta.endpoint, to })
+        let Self { socket, inbox, watch, interface } = self;
+        // Nothing goes the short way while something waits that went the long one.
+        match inbox.as_deref_mut() {
+            Some(inbox) if !inbox.is_empty() => {
+                let received = inbox.pop()?;
+                let from = IpEndpoint::new(Ipv4Address::from(received.from).into(), received.from_port);
+                Some(Datagram {
+                    bytes: received.bytes,
+                    from,
+                    to: Some(Ipv4Address::from(received.to).into()),
+                })
+            }
+            inbox => receive_from_stack(socket, inbox, watch, interface),
+        }
     }
 
     /// Queues a datagram; it is dropped when the socket is full or the address is none.
@@ -193,4 +218,20 @@ impl Udp<'_> {
     pub fn is_flushed(&self) -> bool {
         self.socket.send_queue() == 0
     }
+}
+
+/// Takes the oldest datagram that went through the stack. When there is none, the short way is open again.
+fn receive_from_stack<'a>(
+    socket: &'a mut udp::Socket<'static>,
+    inbox: Option<&mut Inbox>,
+    watch: &mut Watch,
+    interface: &Interface,
+) -> Option<Datagram<'a>> {
+    let Ok((bytes, meta)) = socket.recv() else {
+        inbox.into_iter().for_each(Inbox::has_ended);
+        return None;
+    };
+    watch.taken += 1;
+    let to = meta.local_address.filter(|address| interface.has_ip_addr(*address));
+    Some(Datagram { bytes, from: meta.endpoint, to })
 }

@@ -8,16 +8,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroUsize;
 
-use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use drayage_netfront::inbox::Inboxes;
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use super::address;
+use super::ingress::{self, Ingress};
 use super::io::Net;
 use super::nic::{Counters, Nic};
 use super::transit::{BLOCKED_NS, Transit};
 use super::watch::{Transmit, Watch, Watched};
-use super::{BATCH_BYTES, BATCH_FRAMES};
 use crate::app::{App, Next, Starter};
 use crate::forward::Routed;
 use crate::settings::Addressing;
@@ -35,6 +36,7 @@ pub(super) struct Link {
     interface: Interface,
     sockets: SocketSet<'static>,
     watch: Watch,
+    inboxes: Inboxes,
     dhcp: Option<SocketHandle>,
     app: Option<Box<dyn App>>,
     next: Next,
@@ -102,6 +104,7 @@ impl Link {
             interface,
             sockets,
             watch: Watch::default(),
+            inboxes: Inboxes::default(),
             dhcp,
             app: None,
             next: Next::OnTraffic,
@@ -162,7 +165,8 @@ impl Link {
             let Identity { mac, frame_bytes, .. } = self.identity;
             transit.begin(&mut self.interface, mac.0, frame_bytes, self.blocked_since_ns);
         }
-        let mut moved = self.take_batch(nic, transit.as_mut(), now);
+        ingress::begin(&mut self.inboxes, nic, &self.interface, now_ns);
+        let mut moved = self.ingress().take_batch(nic, transit.as_mut(), now);
         self.counters = nic.counters();
         if let Some(client) = self.dhcp {
             address::follow_lease(&self.name, &mut self.interface, &mut self.sockets, client, console);
@@ -231,31 +235,16 @@ impl Link {
         }
     }
 
-    fn take_batch<N: Nic>(
-        &mut self,
-        nic: &mut N,
-        mut transit: Option<&mut Transit<'_, N>>,
-        now: Instant,
-    ) -> bool {
-        for frames in 0..BATCH_FRAMES {
-            let transit = transit.as_deref_mut();
-            let mut device = Watched { device: nic, watch: &mut self.watch, transit };
-            let taken = self.interface.poll_ingress_single(now, &mut device, &mut self.sockets);
-            if taken == PollIngressSingleResult::None {
-                return frames > 0;
-            }
-            if self.watch.batch_bytes >= BATCH_BYTES {
-                break;
-            }
-        }
-        true
+    fn ingress(&mut self) -> Ingress<'_> {
+        let Self { interface, sockets, watch, inboxes, .. } = self;
+        Ingress { interface, sockets, watch, inboxes }
     }
 
     fn send_all<N: Nic>(&mut self, nic: &mut N, now: Instant) -> bool {
         let mut moved = false;
         // Each pass sends one packet of every socket that has one; sockets hold a bounded number.
         loop {
-            let mut device = Watched { device: nic, watch: &mut self.watch, transit: None };
+            let mut device = Watched { device: nic, watch: &mut self.watch };
             let sent = self.interface.poll_egress(now, &mut device, &mut self.sockets);
             if sent == PollResult::None {
                 return moved;
@@ -288,6 +277,7 @@ impl Link {
             interface: &mut self.interface,
             sockets: &mut self.sockets,
             watch: &mut self.watch,
+            inboxes: &mut self.inboxes,
             console,
         }
     }

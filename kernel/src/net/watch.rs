@@ -1,15 +1,13 @@
-//! A decorator around a NIC: it sees every frame on its way into the stack, counts the UDP datagrams for our
-//! sockets (smoltcp drops what a full socket cannot take without a word), keeps out what the stack could not
-//! survive, and remembers that a transmit ring was full.
+//! What is watched at the NIC: every frame on its way into the stack, to count the UDP datagrams for our sockets (smoltcp
+//! drops what a full socket cannot take without a word) and to keep out what the stack could not survive; and
+//! on the way out, that a transmit ring was full.
 //!
 //! It knows header offsets; it never keeps or changes a frame.
 
 use alloc::vec::Vec;
 
-use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken};
+use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
-
-use super::transit::{Taken, Transit};
 
 /// What has been seen on one interface.
 #[derive(Debug, Default)]
@@ -55,8 +53,8 @@ impl Watch {
         self.offered.saturating_sub(self.taken)
     }
 
-    fn see(&mut self, frame: &[u8]) -> Verdict {
-        self.batch_bytes += frame.len();
+    /// Looks at a frame on its way into the stack.
+    pub(super) fn see(&mut self, frame: &[u8]) -> Verdict {
         match frame.get(12..14) {
             Some([0x08, 0x00]) => {
                 if ipv4_udp_port(frame).is_some_and(|port| self.ports.contains(&port)) {
@@ -82,8 +80,9 @@ impl Watch {
     }
 }
 
+/// Whether the stack may have a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Pass,
     Refuse,
 }
@@ -142,17 +141,15 @@ fn advertises_no_network(icmp: &[u8]) -> bool {
     false
 }
 
-/// The NIC as the stack sees it.
-pub(super) struct Watched<'a, 't, D> {
+/// The NIC as the stack sees it when it sends. What comes in is `ingress`'s.
+pub(super) struct Watched<'a, D> {
     pub(super) device: &'a mut D,
     pub(super) watch: &'a mut Watch,
-    /// Takes what is not for the stack, in a router.
-    pub(super) transit: Option<&'a mut Transit<'t, D>>,
 }
 
-impl<'t, D: Device> Device for Watched<'_, 't, D> {
+impl<D: Device> Device for Watched<'_, D> {
     type RxToken<'b>
-        = WatchedFrame<'b, 't, D::RxToken<'b>, D>
+        = D::RxToken<'b>
     where
         Self: 'b;
     type TxToken<'b>
@@ -160,13 +157,8 @@ impl<'t, D: Device> Device for Watched<'_, 't, D> {
     where
         Self: 'b;
 
-    fn receive(&mut self, timestamp: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        let mut transit = self.transit.as_deref_mut();
-        if transit.as_mut().is_some_and(|transit| !transit.is_open()) {
-            return None;
-        }
-        let (frame, reply) = self.device.receive(timestamp)?;
-        Some((WatchedFrame { frame, watch: self.watch, transit }, reply))
+    fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        None
     }
 
     fn transmit(&mut self, timestamp: Instant) -> Option<Self::TxToken<'_>> {
@@ -180,39 +172,6 @@ impl<'t, D: Device> Device for Watched<'_, 't, D> {
 
     fn capabilities(&self) -> DeviceCapabilities {
         self.device.capabilities()
-    }
-}
-
-pub(super) struct WatchedFrame<'a, 't, T, D> {
-    frame: T,
-    watch: &'a mut Watch,
-    transit: Option<&'a mut Transit<'t, D>>,
-}
-
-impl<T: RxToken, D: Device> RxToken for WatchedFrame<'_, '_, T, D> {
-    fn consume<R, F>(self, f: F) -> R
-    where
-        F: FnOnce(&[u8]) -> R,
-    {
-        let Self { frame, watch, transit } = self;
-        frame.consume(|frame| {
-            let verdict = match transit.map(|transit| transit.take(frame)) {
-                Some(Taken::Taken) => {
-                    watch.batch_bytes += frame.len();
-                    Verdict::Refuse
-                }
-                Some(Taken::Left) | None => watch.see(frame),
-            };
-            match verdict {
-                Verdict::Pass => f(frame),
-                // smoltcp does nothing with an empty frame.
-                Verdict::Refuse => f(&[]),
-            }
-        })
-    }
-
-    fn meta(&self) -> PacketMeta {
-        self.frame.meta()
     }
 }
 
@@ -255,7 +214,6 @@ mod tests {
         assert_eq!(watch.offered, 2, "the datagram and the first fragment");
         watch.taken = 1;
         assert_eq!(watch.dropped(), 1);
-        assert_eq!(watch.batch_bytes, 300);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! application is as quick as it can be, and the loop is the kernel's.
 
 use super::{
-    BATCH, Back, Connector, GUEST, GUEST_MAC, HANDLE, LAN, Memory, Netfront, Offers, PORT, Reader, Stack,
-    Steps, Way, Worker, instant, pump,
+    Back, Connector, GUEST, GUEST_MAC, HANDLE, Inboxes, LAN, Memory, Netfront, Offers, PORT, Reader, Stack,
+    Steps, Way, Worker, inboxes, instant, pump, take_batch,
 };
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -142,6 +142,7 @@ impl Uplink for Beyond {
 struct Guest {
     driver: Netfront<Front>,
     stack: Stack,
+    inboxes: Inboxes,
 }
 
 impl Guest {
@@ -149,7 +150,7 @@ impl Guest {
         hv: &Hypervisor,
         connector: &mut Connector,
         worker: &mut Worker<Back, Steps>,
-        (id, mac, address): (DomainId, [u8; 6], &str),
+        (id, mac, address): (DomainId, [u8; 6], [u8; 4]),
     ) -> Self {
         hv.create_domain(id);
         let platform = Front::new(hv, id);
@@ -159,20 +160,21 @@ impl Guest {
         connector.connect(worker, id, Mac(mac)).expect("it connects");
         pump(&mut driver, &platform);
         let vif = driver.vif_mut(HANDLE).expect("the guest has a vif");
-        let stack = Stack::new(vif, mac, address);
-        Self { driver, stack }
+        let [a, b, c, d] = address;
+        let stack = Stack::new(vif, mac, &format!("{a}.{b}.{c}.{d}/24"));
+        Self { driver, stack, inboxes: inboxes(mac, address) }
     }
 
     /// One waking of the guest: the kernel's loop, with an application that `act`s.
-    fn turn(&mut self, now_ns: u64, mut act: impl FnMut(&mut Stack)) {
+    fn turn(&mut self, now_ns: u64, mut act: impl FnMut(&mut Stack, &mut Inboxes)) {
         let vif = self.driver.vif_mut(HANDLE).expect("the guest has a vif");
-        let stack = &mut self.stack;
+        let (stack, inboxes) = (&mut self.stack, &mut self.inboxes);
         loop {
-            let taken = vif.ingress(instant(now_ns), &mut stack.interface, &mut stack.sockets, BATCH);
-            act(stack);
+            let more = take_batch(vif, instant(now_ns), stack, inboxes);
+            act(stack, inboxes);
             send_all(stack, vif, now_ns);
             vif.flush();
-            if taken < BATCH {
+            if !more {
                 break;
             }
         }
@@ -204,9 +206,9 @@ impl Outbound {
             let beyond = Beyond { question: Some(question()), taken: Arc::clone(&taken) };
             worker.add_uplink(LAN, Box::new(beyond)).expect("a new worker has room");
         }
-        let mut from = Guest::new(&hv, &mut connector, &mut worker, (GUEST, GUEST_MAC, "10.0.0.5/24"));
+        let mut from = Guest::new(&hv, &mut connector, &mut worker, (GUEST, GUEST_MAC, [10, 0, 0, 5]));
         let to = between.then(|| {
-            let mut guest = Guest::new(&hv, &mut connector, &mut worker, (OTHER, OTHER_MAC, "10.0.0.6/24"));
+            let mut guest = Guest::new(&hv, &mut connector, &mut worker, (OTHER, OTHER_MAC, [10, 0, 0, 6]));
             let reader = Reader::new(&mut guest.stack);
             (guest, reader)
         });
@@ -233,10 +235,10 @@ impl Outbound {
             self.steps.0.set(self.steps.0.get() + 1000);
             let now_ns = self.steps.0.get();
             let sender = &mut self.sender;
-            self.from.turn(now_ns, |stack| sender.turn(stack));
+            self.from.turn(now_ns, |stack, _| sender.turn(stack));
             self.worker.pass();
             if let Some((guest, reader)) = &mut self.to {
-                guest.turn(now_ns, |stack| reader.turn(stack));
+                guest.turn(now_ns, |stack, inboxes| reader.turn(stack, inboxes));
             }
             idle = if self.taken() == before { idle + 1 } else { 0 };
             assert!(idle < 1000, "{} of {} frames came", self.taken(), self.sender.until);
