@@ -188,6 +188,34 @@ fn a_sender_is_as_slow_as_the_guest_that_it_sends_to() {
     }
 }
 
+/// For how long a sender waits for a guest that takes nothing.
+const PATIENCE_NS: u64 = 30_000_000;
+
+#[test]
+fn a_guest_whose_processor_another_has_for_a_while_loses_nothing() {
+    for format in [(|_| ()) as fn(&mut Connection), containers] {
+        let mut fleet = Fleet::new(1);
+        let (mut sender, mut receiver) = (fleet.guest(0, 5, |_| ()), fleet.guest(0, 6, format));
+        let mut sent = 0;
+        for _ in 0..20 {
+            // The sender runs, as long as its ring has room; then the receiver does.
+            for _ in 0..15 {
+                sent = fill_ring(&mut sender, own(6), own(5), sent, 1514);
+                fleet.passes();
+                fleet.clock.advance(1_000_000);
+            }
+            // What it gives back is filled again with what waits for it.
+            while !take(&mut receiver).is_empty() {
+                fleet.passes();
+            }
+        }
+        let counters = fleet.counters(0, &receiver);
+        assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
+        assert!(counters.rx.packets > 5000, "{} packets", counters.rx.packets);
+        fleet.hv.assert_clean();
+    }
+}
+
 #[test]
 fn a_sender_waits_for_a_guest_that_does_not_read_once_and_briefly() {
     for format in [(|_| ()) as fn(&mut Connection), containers] {
@@ -207,8 +235,8 @@ fn a_sender_waits_for_a_guest_that_does_not_read_once_and_briefly() {
         }
         assert!(fleet.counters(0, &sender).tx.packets < u64::from(sent), "and it is still");
         let asked = fleet.workers[0].pass().when;
-        assert!(matches!(asked, Wish::At(at) if at <= 500_000), "{asked:?}");
-        fleet.clock.advance(500_000);
+        assert!(matches!(asked, Wish::At(at) if at <= PATIENCE_NS), "{asked:?}");
+        fleet.clock.advance(PATIENCE_NS);
         fleet.passes();
         assert_eq!(fleet.counters(0, &sender).tx.packets, u64::from(sent), "it waited long enough");
         // From now on it is not slowed down by that one, whether it sends to others or not.

@@ -69,7 +69,7 @@ fn taken(front: &mut RawFront, shape: Shape) -> Vec<Vec<u8>> {
 fn all_is_taken(fleet: &mut Fleet, sender: &mut RawFront) {
     for _ in 0..3 {
         fleet.workers[0].pass();
-        fleet.clock.advance(500_000);
+        fleet.clock.advance(30_000_000);
     }
     sender.answers();
     assert_eq!(sender.tx.in_flight(), 0);

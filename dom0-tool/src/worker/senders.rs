@@ -18,8 +18,10 @@ use crate::vif::tx::{Delivery, Left, Look, Taken};
 use crate::vif::{Aim, Counters, Held, Vif};
 use crate::xen::Xen;
 
-/// How long requests stay in a ring at most because there is no room where they go.
-const PATIENCE_NS: u64 = 500_000;
+/// How long requests stay in a ring at most because there is no room where they go, and for how long who takes nothing is
+/// taken to be slow: as long as Xen's schedulers let one guest run while another waits for the same processor (10 ms with
+/// credit2, 30 with credit), as a sender and its receiver may share one.
+const PATIENCE_NS: u64 = 30_000_000;
 
 /// How much may be taken from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
