@@ -75,7 +75,8 @@ pub(crate) fn sleep_until(deadline_ns: Option<u64>, ports: &[Port]) {
         (count, deadline_ns)
     };
     let deadline_ns = match deadline_ns {
-        Some(deadline_ns) if deadline_ns <= now_ns() => return,
+        // By the look that the deadline was reckoned from: Xen sees to one that has passed meanwhile.
+        Some(deadline_ns) if deadline_ns <= recent_ns() => return,
         Some(deadline_ns) => deadline_ns,
         None => 0,
     };

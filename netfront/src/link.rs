@@ -44,6 +44,8 @@ pub(crate) struct Link<P> {
     staging: Option<Box<Staging<P>>>,
     platform: P,
     ports: Option<Ports>,
+    /// Whether an event of the transmit ring was asked for.
+    awaits_tx: bool,
     agreed: Agreed,
 }
 
@@ -87,7 +89,8 @@ impl<P: Platform + Clone> Link<P> {
                 return Err(without_remains(why));
             }
         };
-        let mut link = Self { rx, tx, staging: None, platform: platform.clone(), ports: None, agreed };
+        let mut link =
+            Self { rx, tx, staging: None, platform: platform.clone(), ports: None, awaits_tx: false, agreed };
         match link.share(peer) {
             Ok(details) => Ok((link, details)),
             Err(why) => Err(Failed { why, remains: link.close() }),
@@ -135,8 +138,16 @@ impl<P: Platform> Link<P> {
         &self.agreed
     }
 
-    /// Returns the event channels to sleep on.
-    pub(crate) fn ports(&self) -> impl Iterator<Item = Port> + use<P> {
+    /// Returns the event channels to sleep on: that of the transmit ring only where its event was asked for, as a
+    /// hypervisor looks at each before it lets us sleep.
+    pub(crate) fn awaited_ports(&self) -> impl Iterator<Item = Port> + use<P> {
+        let awaits_tx = self.awaits_tx;
+        let unasked = self.ports.filter(|p| p.tx != p.rx && !awaits_tx).map(|p| p.tx);
+        self.ports().filter(move |port| Some(*port) != unasked)
+    }
+
+    /// Returns all event channels.
+    fn ports(&self) -> impl Iterator<Item = Port> + use<P> {
         let ports = self.ports;
         let tx = ports.filter(|p| p.tx != p.rx).map(|p| p.tx);
         ports.map(|p| p.rx).into_iter().chain(tx).chain(self.control_port())
@@ -227,6 +238,7 @@ impl<P: Platform> Link<P> {
         }
         let received = self.rx.rearm() || self.has_control_answer();
         let room = self.tx.rearm(frame_bytes, &mut counters.tx)?;
+        self.awaits_tx = self.tx.is_starved();
         Ok(match (received || room, self.tx.is_starved()) {
             (true, _) => Readiness::Busy,
             (false, true) => Readiness::SendBlocked,
@@ -244,7 +256,9 @@ impl<P: Platform> Link<P> {
         for port in self.ports() {
             counters.events += u64::from(self.platform.take_pending(port));
         }
-        self.tx.drain(&mut counters.tx)
+        let drained = self.tx.drain(&mut counters.tx)?;
+        self.awaits_tx = !drained;
+        Ok(drained)
     }
 
     /// Closes the event channels and gives the pages back. Returns what the backend still uses.

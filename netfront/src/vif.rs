@@ -231,14 +231,15 @@ impl<P: Platform> Vif<P> {
 
     /// Returns the event channels to sleep on. None before the backend is connected: an event that comes
     /// earlier is nobody's to clear yet, and a sleep on its channel would end at once, again and again. Only
-    /// that of the control ring while the backend is to unmap pages.
+    /// that of the control ring while the backend is to unmap pages. That of the transmit ring only where
+    /// [`rearm`](Self::rearm) or [`drain`](Self::drain) asked for its event.
     pub fn ports(&self) -> impl Iterator<Item = Port> + use<P> {
         let link = if self.is_up() { self.link.as_ref() } else { None };
         let control = match (self.phase, &self.link) {
             (Phase::Releasing(_), Some(link)) => link.control_port(),
             _ => None,
         };
-        link.map(Link::ports).into_iter().flatten().chain(control)
+        link.map(Link::awaited_ports).into_iter().flatten().chain(control)
     }
 
     /// Ends a round of work: hands what was sent and what was used up to the backend, and notifies it at most

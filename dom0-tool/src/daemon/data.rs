@@ -184,9 +184,26 @@ fn timespec(ns: u64) -> Timespec {
     Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 }
 }
 
+/// Sleeps until something happens, or for so long.
 fn sleep(worker: &mut LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Option<&Timespec>) {
-    /// More than these are looked at when something else wakes us, or every so often.
-    const MOST: usize = 2 + crate::MAX_UPLINKS;
+    /// More uplinks than this are looked at when something else wakes us, or every so often.
+    const MOST: usize = crate::MAX_UPLINKS;
+    /// Mostly there is one: a list for all there can be costs as much as a lone packet's way through the switch.
+    const FEW: usize = 4;
+    if uplinks == Uplinks::PutOff || worker.uplink_descriptors().nth(FEW).is_none() {
+        sleep_on::<{ 2 + FEW }>(worker, bell, uplinks, timeout);
+    } else {
+        sleep_on::<{ 2 + MOST }>(worker, bell, uplinks, timeout);
+    }
+}
+
+/// Sleeps on as many descriptors as there is room for: the bell's, that of event channels, and those of uplinks.
+fn sleep_on<const MOST: usize>(
+    worker: &mut LinuxWorker,
+    bell: &Bell,
+    uplinks: Uplinks,
+    timeout: Option<&Timespec>,
+) {
     let mut list: [PollFd<'_>; MOST] = std::array::from_fn(|_| PollFd::new(bell, PollFlags::IN));
     let mut ports = [PortId(0); MOST];
     let mut used = 1;
@@ -206,7 +223,7 @@ fn sleep(worker: &mut LinuxWorker, bell: &Bell, uplinks: Uplinks, timeout: Optio
     if poll(&mut list[..used], timeout).is_err() {
         return;
     }
-    let ready: [PollFlags; MOST] = std::array::from_fn(|at| list[at].revents());
+    let ready = list.map(|waited| waited.revents());
     if !ready[0].is_empty() {
         bell.heard();
     }

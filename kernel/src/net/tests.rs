@@ -12,7 +12,7 @@ use smoltcp::wire::IpAddress;
 
 use super::fake::{FakeMachine, FakeNic, Host, wire};
 use super::link::{Link, Turn};
-use super::run::{Change, Ended, run};
+use super::run::{Change, Ended, Machine, run};
 use crate::control::Request;
 use crate::seed::{Seed, SeedSource};
 use crate::settings::Settings;
@@ -556,4 +556,71 @@ mod own_app {
         let error = Settings::parse_with("app=echo", KINDS).unwrap_err();
         assert_eq!(error.to_string(), "app=echo: expected shout");
     }
+}
+
+/// A machine that counts looks at its clock.
+struct Watched<'a> {
+    machine: FakeMachine<'a>,
+    looks: core::cell::Cell<usize>,
+}
+
+impl Machine for Watched<'_> {
+    type Nic = FakeNic;
+    const PREFIX: &'static str = "vif";
+
+    fn now_ns(&self) -> u64 {
+        self.looks.set(self.looks.get() + 1);
+        self.machine.now_ns()
+    }
+    fn cpu_ns(&self) -> Option<u64> {
+        None
+    }
+    fn sleep(&mut self, until_ns: Option<u64>) {
+        self.machine.sleep(until_ns);
+    }
+    fn next_change(&mut self) -> Option<Change> {
+        self.machine.next_change()
+    }
+    fn nics(&mut self, numbers: [u32; 2]) -> [Option<&mut FakeNic>; 2] {
+        self.machine.nics(numbers)
+    }
+    fn nic(&mut self, number: u32) -> Option<&mut FakeNic> {
+        self.machine.nic(number)
+    }
+}
+
+#[test]
+fn a_lone_frame_is_answered_with_one_look_at_the_clock() {
+    let settings = Settings::parse("app=sink ip=10.0.0.2/24").unwrap();
+    let (guest, peer) = wire();
+    let mut host = Host::new(peer, &["10.0.0.1/24"]);
+    let socket = host.udp(5000);
+    let (mut asked, mut answered) = (0, 0);
+    let machine = FakeMachine {
+        now_ns: 5 * MS,
+        nics: Vec::from([(0, guest)]),
+        changes: VecDeque::from([Change::Up(0)]),
+        slept: Vec::new(),
+        world: Box::new(|now_ns, changes| {
+            host.poll(now_ns);
+            let udp = host.sockets.get_mut::<udp::Socket>(socket);
+            while udp.recv().is_ok() {
+                answered += 1;
+            }
+            if answered == 50 {
+                changes.push_back(Change::Stop(Request::PowerOff));
+            } else if asked == answered {
+                asked += 1;
+                udp.send_slice(b"stats", (v4(), 10)).unwrap();
+                host.poll(now_ns);
+            }
+            Some(now_ns + MS)
+        }),
+    };
+    let mut machine = Watched { machine, looks: core::cell::Cell::new(0) };
+    run(&mut machine, &mut String::new(), &settings, SEED);
+    let (looks, slept) = (machine.looks.get(), machine.machine.slept.len());
+    drop(machine);
+    assert_eq!(answered, 50);
+    assert!(looks < slept + 10, "{looks} looks in {slept} sleeps");
 }
