@@ -33,8 +33,13 @@ pub const UDP_SHORT_BYTES: usize = BATCH_BYTES + (16 << 10);
 pub const UDP_TX_BYTES: usize = 128 << 10;
 /// Datagrams that wait in the send buffer of a UDP socket at most.
 pub const UDP_TX_DATAGRAMS: usize = 256;
-/// Each of the two buffers of a TCP socket, and so its window.
+/// Each of the two buffers of a TCP socket that speaks and listens, and so its window.
 pub const TCP_BYTES: usize = 128 << 10;
+/// The buffer of a TCP stream in its one direction: eight of the longest super-frames, so that the two ends are woken for
+/// several at a time.
+pub const STREAM_BYTES: usize = 512 << 10;
+/// The buffer in the other direction.
+pub const SILENT_BYTES: usize = 4 << 10;
 
 #[cfg(test)]
 mod allocation;

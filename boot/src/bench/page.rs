@@ -105,23 +105,22 @@ pub fn write(folder: &Path, rows: &[Row], generators: &[Generator], took: Durati
             suites.push(&row.suite);
         }
     }
-    let mut number = 0;
-    let mut plot = |suite: &str, svg: &str| {
-        let path = folder.join(format!("{number:02}-{suite}.svg"));
-        number += 1;
+    // A plot keeps its name, however many there are when the page is written again.
+    let plot = |title: &str, svg: &str| {
+        let path = folder.join(file_name(title));
         fs::write(&path, svg).with_context(|| format!("writing {}", path.display()))
     };
     for suite in suites {
         let _ = write!(body, "<h2 id=\"{suite}\">{suite}</h2><p>{}</p>", about(suite));
         for group in groups.iter().filter(|group| group.suite() == Some(suite)) {
             let svg = draw(group)?;
-            plot(suite, &svg)?;
+            plot(&group.title, &svg)?;
             let _ = write!(body, "{svg}{}", table(group));
         }
         for breakdown in breakdowns.iter().filter(|breakdown| breakdown.suite == suite) {
             if suite == SUITE {
                 let svg = breakdown.draw()?;
-                plot(suite, &svg)?;
+                plot(&breakdown.title, &svg)?;
                 body.push_str(&svg);
             }
             body.push_str(&breakdown.html());
@@ -130,6 +129,13 @@ pub fn write(folder: &Path, rows: &[Row], generators: &[Generator], took: Durati
     let path = folder.join("index.html");
     fs::write(&path, page(rows, generators, took, &body))
         .with_context(|| format!("writing {}", path.display()))
+}
+
+/// Returns the name of a plot's file: the words of its title.
+fn file_name(title: &str) -> String {
+    let words = title.split(|letter: char| !letter.is_ascii_alphanumeric());
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    words.join("-").to_lowercase() + ".svg"
 }
 
 fn page(rows: &[Row], generators: &[Generator], took: Duration, body: &str) -> String {
@@ -277,6 +283,7 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         write(&folder, &rows, &[], Duration::from_secs(61)).unwrap();
         let page = fs::read_to_string(folder.join("index.html")).unwrap();
+        assert!(folder.join("rx-throughput-direct.svg").is_file());
         fs::remove_dir_all(&folder).unwrap();
         assert!(page.contains("<td class=\"hit\">≥ 8: 9.0"), "{page}");
         assert!(page.contains("<svg") && page.contains("took 2 minutes"), "{page}");

@@ -5,7 +5,7 @@ use anyhow::Result;
 use drayage_peer::report::SpinReport;
 use std::time::Duration;
 
-use crate::bench::delay::{LOADS, Pings, Trip, VARIED, round_trips};
+use crate::bench::delay::{Pings, Trip, VARIED, round_trips};
 use crate::bench::flow::{Pair, Router, Transmitter};
 use crate::bench::lab::{Competitor, ENDS, Effort, Lab, REPEATS};
 use crate::bench::row::{Label, Peer, Row, median, noise};
@@ -21,6 +21,9 @@ const MODE: Mode = Mode::Pvh;
 
 /// Pings of one round, far enough apart for a slow emulator.
 const PINGS: Pings = Pings { count: 60, interval_ms: 25 };
+
+/// Rates of the stream beside the pings: no more than the slowest guest can take in an emulator's second.
+const LOADS: [u64; 3] = [0, 1_000, 5_000];
 
 /// What is measured in turn: the suite, the case, and the sizes of frames.
 #[derive(Clone, Copy)]
@@ -144,11 +147,14 @@ pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
         let mut trips: Vec<Vec<Trip>> = vec![Vec::new(); all.len()];
         for _ in 0..REPEATS {
             for ((peer, receiver), trips) in all.iter().zip(&mut trips) {
-                trips.push(Trip::of(&round_trips(lab.dom0, receiver, *peer, load, PINGS)?)?);
+                trips.extend(Trip::of(&round_trips(lab.dom0, receiver, *peer, load, PINGS)?));
             }
         }
         for ((peer, _), trips) in all.iter().zip(&trips) {
-            let Some(first) = trips.first() else { continue };
+            let Some(first) = trips.first() else {
+                lab.failures.push(format!("latency {}: no ping answered at {load} /s", peer.letter()));
+                continue;
+            };
             for (at, (case, metric, _)) in first.kinds().into_iter().enumerate() {
                 let label = Label {
                     suite: "latency",
@@ -160,8 +166,11 @@ pub fn latency(lab: &mut Lab<'_>) -> Result<()> {
                 };
                 let samples: Vec<f64> = trips.iter().map(|trip| trip.kinds()[at].2).collect();
                 let mut row = Row::new(&label, lab.time, metric, "µs", median(&samples));
-                row.note =
-                    format!("{} rounds, noise ±{:.0} %; {beside}", samples.len(), 100.0 * noise(&samples));
+                row.note = format!(
+                    "{} rounds of {REPEATS} with answers, noise ±{:.0} %; {beside}",
+                    samples.len(),
+                    100.0 * noise(&samples)
+                );
                 row.samples = samples;
                 lab.add(row, &label);
             }

@@ -9,7 +9,7 @@ use smoltcp::time::Duration;
 use smoltcp::wire::IpEndpoint;
 
 use super::{App, Next, Starter};
-use crate::net::{Net, TcpHandle};
+use crate::net::{Net, TCP_BYTES, TcpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const TO: Key = Key {
@@ -33,7 +33,7 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
     let bytes = words.number(&BYTES, 1..=10_000_000_000)?.unwrap_or(1 << 20);
     Ok(Box::new(move |net| {
         let services = services.iter().map(|to| IpEndpoint::from(*to)).collect();
-        let tcp = net.open_tcp();
+        let tcp = net.open_tcp(TCP_BYTES, TCP_BYTES);
         Box::new(Check { services, bytes, tcp, at: 0, good: 0, state: State::Waiting })
     }))
 }

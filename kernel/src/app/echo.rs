@@ -7,7 +7,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::Duration;
 
 use super::{App, Next, Starter};
-use crate::net::{Net, TcpHandle, UdpHandle};
+use crate::net::{Net, TCP_BYTES, TcpHandle, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const PORT: Key = Key { name: "port", form: "a UDP and TCP port, 1 to 65535" };
@@ -29,7 +29,7 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
         Box::new(Echo {
             port,
             udp: net.open_udp(port),
-            tcp: core::array::from_fn(|_| net.open_tcp()),
+            tcp: core::array::from_fn(|_| net.open_tcp(TCP_BYTES, TCP_BYTES)),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         })
     }))

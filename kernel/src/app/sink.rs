@@ -10,7 +10,7 @@ use smoltcp::time::Duration;
 
 use super::line::Line;
 use super::{App, Next, Starter};
-use crate::net::{Counters, Net, TcpHandle, UdpHandle};
+use crate::net::{Counters, Net, SILENT_BYTES, STREAM_BYTES, TcpHandle, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const PORT: Key =
@@ -33,7 +33,7 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
             port,
             udp: net.open_udp(port),
             control: net.open_udp(control),
-            tcp: core::array::from_fn(|_| net.open_tcp()),
+            tcp: core::array::from_fn(|_| net.open_tcp(STREAM_BYTES, SILENT_BYTES)),
             counted: Counted::default(),
             base: Base::default(),
             print_at_ns: None,

@@ -13,7 +13,7 @@ use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::line::Line;
 use super::{App, Next, Starter};
-use crate::net::{Net, TcpHandle, UdpHandle};
+use crate::net::{Net, SILENT_BYTES, STREAM_BYTES, TcpHandle, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const TO: Key = Key { name: "to", form: "ADDRESS:PORT, or [ADDRESS]:PORT for IPv6" };
@@ -56,7 +56,8 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
             let name = net.name();
             net.print(format_args!("source: {name}: orders on udp port {port}"));
             let udp = net.open_udp(LOCAL_PORT);
-            let control = Some(Control { port, orders: net.open_udp(port), stream: net.open_tcp() });
+            let stream = net.open_tcp(SILENT_BYTES, STREAM_BYTES);
+            let control = Some(Control { port, orders: net.open_udp(port), stream });
             Box::new(Source { plan: Plan::NONE, udp, control, sent: 0, state: State::Sent { in_ns: 0 } })
         }));
     }

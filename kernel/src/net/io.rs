@@ -12,7 +12,7 @@ use smoltcp::wire::{IpAddress, IpEndpoint, Ipv4Address};
 use super::nic::Counters;
 use super::transit::gateways;
 use super::watch::Watch;
-use super::{BATCH_FRAMES, TCP_BYTES, UDP_RX_BYTES, UDP_SHORT_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
+use super::{BATCH_FRAMES, UDP_RX_BYTES, UDP_SHORT_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
 use crate::forward::Routed;
 
 /// A UDP socket of one interface.
@@ -60,10 +60,11 @@ impl<'a> Net<'a> {
         UdpHandle { socket: self.sockets.add(socket), inbox }
     }
 
-    /// Opens a TCP socket, not yet connected or listening. Allocates: not for the data path.
-    pub fn open_tcp(&mut self) -> TcpHandle {
-        let buffer = || tcp::SocketBuffer::new(vec![0; TCP_BYTES]);
-        TcpHandle(self.sockets.add(tcp::Socket::new(buffer(), buffer())))
+    /// Opens a TCP socket with buffers of so many bytes, not yet connected or listening. Allocates: not for the data
+    /// path.
+    pub fn open_tcp(&mut self, receive_bytes: usize, send_bytes: usize) -> TcpHandle {
+        let buffer = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
+        TcpHandle(self.sockets.add(tcp::Socket::new(buffer(receive_bytes), buffer(send_bytes))))
     }
 
     /// Returns a UDP socket.
