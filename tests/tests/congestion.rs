@@ -217,6 +217,26 @@ fn a_guest_whose_processor_another_has_for_a_while_loses_nothing() {
 }
 
 #[test]
+fn a_word_to_somebody_else_before_a_stream_makes_nobody_lose_it() {
+    for format in [(|_| ()) as fn(&mut Connection), containers] {
+        let mut fleet = Fleet::new(1);
+        let (mut sender, mut neighbour) = (fleet.guest(0, 5, |_| ()), fleet.guest(0, 7, |_| ()));
+        let slow = fleet.guest(0, 6, format);
+        // Both in one pass, then nothing but the stream.
+        sender.send_frame(0, &numbered(own(7), own(5), 0));
+        sender.send_frame(1, &numbered(own(6), own(5), 0));
+        fleet.workers[0].pass();
+        let sent = fill_ring(&mut sender, own(6), own(5), 2, 4000);
+        fleet.passes();
+        assert!(!take(&mut neighbour).is_empty());
+        let counters = fleet.counters(0, &slow);
+        assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
+        assert!(sent > 200 && fleet.counters(0, &sender).tx.packets > 100, "{sent} in the ring");
+        fleet.hv.assert_clean();
+    }
+}
+
+#[test]
 fn a_sender_waits_for_a_guest_that_does_not_read_once_and_briefly() {
     for format in [(|_| ()) as fn(&mut Connection), containers] {
         let mut fleet = Fleet::new(1);

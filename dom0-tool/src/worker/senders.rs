@@ -28,7 +28,8 @@ const PATIENCE_NS: u64 = 30_000_000;
 enum Allowance {
     /// Whatever it has.
     All,
-    /// A container's worth: it is not known yet where it goes.
+    /// A container's worth: it is not known where it goes, or it goes to several. The next one, in the pass that follows at
+    /// once, may be for one only, who is not to get all that a ring holds at once then.
     Little,
     /// As much as there is room for where it goes.
     Bytes { to: PortId, bytes: usize },
@@ -52,9 +53,8 @@ fn allowance<P: SharedWords>(fabric: &Fabric<P>, from: usize, now_ns: u64) -> Al
     };
     let Some(sender) = guest(from) else { return Allowance::All };
     let to = match sender.aim {
-        Aim::Nothing => return Allowance::Little,
+        Aim::Nothing | Aim::Many => return Allowance::Little,
         Aim::One(to) => to,
-        Aim::Many => return Allowance::All,
     };
     let Some(receiver) = guest(usize::from(to.0)) else { return Allowance::All };
     let too_long = |since_ns: u64| now_ns.saturating_sub(since_ns) >= PATIENCE_NS;
