@@ -3,6 +3,7 @@
 //! It knows smoltcp and what a NIC must be able to do; it knows no hypervisor, no ring and no machine.
 
 mod address;
+mod egress;
 mod ingress;
 mod io;
 mod link;
@@ -43,6 +44,8 @@ pub const SILENT_BYTES: usize = 4 << 10;
 
 #[cfg(test)]
 mod allocation;
+#[cfg(test)]
+mod egress_tests;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]

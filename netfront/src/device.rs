@@ -11,13 +11,13 @@
 
 use core::num::{NonZeroU16, NonZeroUsize};
 
+use drayage_wire::container::Checksum;
 use smoltcp::iface::{Interface, PollIngressSingleResult, SocketSet};
-use smoltcp::phy::{
-    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken as _,
-};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken as _};
 use smoltcp::time::Instant;
 
 use crate::counters::TxCounters;
+use crate::datagram::{Flows, HEAD_BYTES, Sum, Template};
 use crate::inbox::Sorted;
 use crate::platform::Platform;
 use crate::tx::TxQueue;
@@ -50,6 +50,32 @@ impl<P: Platform> smoltcp::phy::TxToken for TxToken<'_, P> {
 
     fn set_meta(&mut self, meta: PacketMeta) {
         self.segment_bytes = meta.segmentation_offload_size;
+    }
+}
+
+/// The right to send a frame, which is shown to flows as the stack wrote it.
+#[derive(Debug)]
+pub struct Shown<'a, T> {
+    /// The right.
+    pub token: T,
+    /// Who is shown it, and the time in nanoseconds.
+    pub to: Option<(&'a mut Flows, u64)>,
+}
+
+impl<T: smoltcp::phy::TxToken> smoltcp::phy::TxToken for Shown<'_, T> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let Self { token, to } = self;
+        token.consume(len, |frame| {
+            let result = f(frame);
+            if let Some((flows, now_ns)) = to.filter(|(flows, _)| flows.awaits_any()) {
+                flows.see(frame, now_ns);
+            }
+            result
+        })
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.token.set_meta(meta);
     }
 }
 
@@ -105,14 +131,46 @@ impl<P: Platform> Device for Vif<P> {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.mtu() + ETHERNET_HEADER_BYTES;
         capabilities.checksum = ChecksumCapabilities::default();
-        capabilities.checksum.udp = Checksum::None;
-        capabilities.checksum.tcp = Checksum::None;
+        capabilities.checksum.udp = smoltcp::phy::Checksum::None;
+        capabilities.checksum.tcp = smoltcp::phy::Checksum::None;
         capabilities.segmentation.tcpv4 = self.super_frame_bytes().and_then(NonZeroUsize::new);
         capabilities
     }
 }
 
 impl<P: Platform> Vif<P> {
+    /// Sends a datagram of so many bytes whose headers are known and that `fill` writes in place. Returns whether there
+    /// was room; without, `fill` was not called, and there is as after a `transmit` that was refused.
+    pub fn send_datagram(
+        &mut self,
+        template: &mut Template,
+        bytes: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> bool {
+        if !self.is_up() {
+            return false;
+        }
+        let Some(link) = self.link.as_mut() else { return false };
+        let len = HEAD_BYTES + bytes;
+        match link.tx.ready(len, &mut self.counters.tx) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(broken) => {
+                self.broken = Some(broken);
+                return false;
+            }
+        }
+        let (sum, becomes) = match link.tx.blanks_v4() {
+            true => (Sum::Blank, Checksum::Blank),
+            false => (Sum::Full, Checksum::Valid),
+        };
+        link.tx.send_summed(len, None, &mut self.spare, &mut self.counters.tx, |frame| {
+            template.write(frame, sum, fill);
+            ((), becomes)
+        });
+        true
+    }
+
     /// Hands up to `most` received frames to the stack and returns how many there were. After each such batch
     /// the application runs, then one pass of egress, then [`flush`](Self::flush).
     pub fn ingress(
@@ -146,6 +204,8 @@ pub fn take_frame<D: Device>(
     Some(frame.consume(|bytes| {
         let sorted = sort(bytes);
         if sorted == Sorted::Stack {
+            // The same kind of token as for what the stack sends of its own accord: the stack is compiled once.
+            let reply = Shown { token: reply, to: None };
             let mut one = One(Some((Lent { bytes, meta }, reply)));
             // What it came to is of no interest: it was a frame.
             interface.poll_ingress_single(now, &mut one, sockets);

@@ -13,6 +13,7 @@ extern crate alloc;
 
 mod chain;
 mod counters;
+pub mod datagram;
 mod device;
 mod features;
 mod frontend;
@@ -26,7 +27,7 @@ mod tx;
 mod vif;
 
 pub use counters::{ContainerRejects, Counters, RxCounters, RxDrops, TxCounters};
-pub use device::{RxToken, TxToken, take_frame};
+pub use device::{RxToken, Shown, TxToken, take_frame};
 pub use features::{Agreed, Options, Stage, Use};
 pub use frontend::{Fired, Netfront};
 pub use link::Readiness;

@@ -145,6 +145,11 @@ impl<P: Platform> TxQueue<P> {
         }
     }
 
+    /// Returns whether the backend takes blank checksums over IPv4.
+    pub(crate) fn blanks_v4(&self) -> bool {
+        self.terms.blank_v4
+    }
+
     /// Returns the longest TCP super-frame over IPv4 that can be sent, if any can.
     pub(crate) fn max_super_frame_bytes(&self) -> Option<usize> {
         self.terms.gso_v4.then(|| self.max_frame_bytes())
@@ -239,6 +244,23 @@ impl<P: Platform> TxQueue<P> {
         counters: &mut TxCounters,
         write: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
+        let terms = self.terms;
+        self.send_summed(len, segment_bytes, spare, counters, |frame| {
+            let result = write(frame);
+            (result, finish_checksum(frame, terms))
+        })
+    }
+
+    /// As [`send`](Self::send), where `write` has seen to the checksum as well, and says what became of it.
+    #[inline]
+    pub(crate) fn send_summed<R>(
+        &mut self,
+        len: usize,
+        segment_bytes: Option<NonZeroU16>,
+        spare: &mut [u8],
+        counters: &mut TxCounters,
+        write: impl FnOnce(&mut [u8]) -> (R, Checksum),
+    ) -> R {
         let gso = segment_bytes.map(|size| Gso { kind: GsoKind::TcpV4, size: size.get() });
         let sent = match self.terms.mode {
             Mode::Frames { max_slots } => self.send_frame(len, gso, max_slots, counters, write),
@@ -257,12 +279,12 @@ impl<P: Platform> TxQueue<P> {
                 let too_long = len > self.max_frame_bytes();
                 counters.dropped_long += u64::from(too_long);
                 counters.dropped_full += u64::from(!too_long);
-                write(&mut spare[..len])
+                write(&mut spare[..len]).0
             }
         }
     }
 
-    fn send_frame<R, F: FnOnce(&mut [u8]) -> R>(
+    fn send_frame<R, F: FnOnce(&mut [u8]) -> (R, Checksum)>(
         &mut self,
         len: usize,
         gso: Option<Gso>,
@@ -277,8 +299,8 @@ impl<P: Platform> TxQueue<P> {
         }
         let first = self.ring.get().next_request().slot();
         let Some(frame) = self.pool.bytes_mut(first, len) else { return Err(write) };
-        let result = write(frame);
-        let flags = match finish_checksum(frame, self.terms) {
+        let (result, checksum) = write(frame);
+        let flags = match checksum {
             Checksum::Blank => tx_flags::CSUM_BLANK | tx_flags::DATA_VALIDATED,
             Checksum::Valid => tx_flags::DATA_VALIDATED,
             Checksum::Unverified => 0,
@@ -288,7 +310,7 @@ impl<P: Platform> TxQueue<P> {
         Ok(result)
     }
 
-    fn pack_frame<R, F: FnOnce(&mut [u8]) -> R>(
+    fn pack_frame<R, F: FnOnce(&mut [u8]) -> (R, Checksum)>(
         &mut self,
         len: usize,
         gso: Option<Gso>,
@@ -303,13 +325,14 @@ impl<P: Platform> TxQueue<P> {
             self.open = self.open_container(len, max_bytes, counters);
         }
         let Some(open) = &mut self.open else { return Err(write) };
-        let terms = self.terms;
         let (mut write, mut checksum) = (Some(write), Checksum::Unverified);
         let pushed = self.pool.bytes_mut(open.first, open.size).and_then(|buffer| {
             let fill = |frame: &mut [u8]| {
-                let result = write.take().map(|write| write(frame));
-                checksum = finish_checksum(frame, terms);
-                (result, Meta { checksum, gso })
+                let Some((result, found)) = write.take().map(|write| write(frame)) else {
+                    return (None, Meta::default());
+                };
+                checksum = found;
+                (Some(result), Meta { checksum, gso })
             };
             open.writer.push_described(buffer, len, fill).ok().flatten()
         });

@@ -13,7 +13,7 @@ use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::line::Line;
 use super::{App, Next, Starter};
-use crate::net::{Net, SILENT_BYTES, STREAM_BYTES, TcpHandle, UdpHandle};
+use crate::net::{Net, SILENT_BYTES, STREAM_BYTES, TcpHandle, Udp, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const TO: Key = Key { name: "to", form: "ADDRESS:PORT, or [ADDRESS]:PORT for IPv6" };
@@ -166,7 +166,9 @@ impl App for Source {
         self.take_orders(net);
         match self.state {
             State::Waiting => {
-                if net.source_address(self.plan.to.addr).is_some() && self.queue(net) {
+                let has_address = net.source_address(self.plan.to.addr).is_some();
+                if has_address && send(&mut net.udp(self.udp), self.sent, self.plan) {
+                    self.sent += 1;
                     self.state = State::Asking;
                 }
                 Next::OnTraffic
@@ -244,14 +246,16 @@ impl Source {
             rate => self.due_by(elapsed_ns, rate),
         };
         let last = if self.plan.count == 0 { u64::MAX } else { self.plan.count };
+        let mut udp = net.udp(self.udp);
         while self.sent < due.min(last) {
-            if !self.queue(net) {
+            if !send(&mut udp, self.sent, self.plan) {
                 // The rest follows when some have left.
                 return Next::OnTraffic;
             }
+            self.sent += 1;
         }
         if self.sent >= last {
-            if !net.udp(self.udp).is_flushed() {
+            if !udp.is_flushed() {
                 return Next::OnTraffic;
             }
             self.state = State::Sent { in_ns: elapsed_ns };
@@ -267,19 +271,16 @@ impl Source {
         let due = u128::from(elapsed_ns) * u128::from(rate) / u128::from(SECOND_NS);
         u64::try_from(due).unwrap_or(u64::MAX).saturating_add(1)
     }
+}
 
-    /// Queues the next datagram; tells whether there was room.
-    fn queue(&mut self, net: &mut Net<'_>) -> bool {
-        let number = self.sent;
-        let fill = |bytes: &mut [u8]| {
-            let (head, tail) = bytes.split_at_mut(NUMBER_BYTES.min(bytes.len()));
-            head.copy_from_slice(&number.to_be_bytes()[..head.len()]);
-            tail.fill(0);
-        };
-        let queued = net.udp(self.udp).send_with(self.plan.payload_bytes, self.plan.to, fill);
-        self.sent += u64::from(queued.is_ok());
-        queued.is_ok()
-    }
+/// Sends a datagram with its number; tells whether there was room.
+fn send(udp: &mut Udp<'_>, number: u64, Plan { to, payload_bytes, .. }: Plan) -> bool {
+    let fill = |bytes: &mut [u8]| {
+        let (head, tail) = bytes.split_at_mut(NUMBER_BYTES.min(bytes.len()));
+        head.copy_from_slice(&number.to_be_bytes()[..head.len()]);
+        tail.fill(0);
+    };
+    udp.send_with(payload_bytes, to, fill).is_ok()
 }
 
 /// Sends as many bytes as there is room for to who has connected.

@@ -59,15 +59,15 @@ pub(super) fn ask_again(sockets: &mut SocketSet<'static>, client: SocketHandle) 
     sockets.get_mut::<dhcpv4::Socket<'_>>(client).reset();
 }
 
-/// Takes what the DHCP client has learned, and says so on the console.
+/// Takes what the DHCP client has learned, and says so on the console. Returns whether it has learned anything.
 pub(super) fn follow_lease(
     name: &str,
     interface: &mut Interface,
     sockets: &mut SocketSet<'static>,
     client: SocketHandle,
     console: &mut dyn fmt::Write,
-) {
-    let Some(event) = sockets.get_mut::<dhcpv4::Socket<'_>>(client).poll() else { return };
+) -> bool {
+    let Some(event) = sockets.get_mut::<dhcpv4::Socket<'_>>(client).poll() else { return false };
     let had_address = interface.ipv4_addr().is_some();
     interface.update_ip_addrs(|addresses| addresses.retain(|address| !matches!(address, IpCidr::Ipv4(_))));
     interface.routes_mut().remove_default_ipv4_route();
@@ -80,7 +80,7 @@ pub(super) fn follow_lease(
                     "net: {name}: dhcp server {} offered {}, which no host can have: ignored",
                     lease.server.address, lease.address
                 );
-                return;
+                return true;
             }
             interface.update_ip_addrs(|addresses| {
                 let _ = addresses.push(IpCidr::Ipv4(lease.address));
@@ -98,6 +98,7 @@ pub(super) fn follow_lease(
         // The client's first report, before it has asked anybody.
         dhcpv4::Event::Deconfigured => {}
     }
+    true
 }
 
 fn is_host(cidr: Ipv4Cidr) -> bool {

@@ -6,12 +6,13 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
+use drayage_netfront::datagram::Template;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress};
 
-use super::nic::{Counters, Nic, Rearmed};
+use super::nic::{Counters, Nic, Rearmed, send_by_token};
 use super::run::{Change, Machine};
 
 type Queue = Rc<RefCell<VecDeque<Vec<u8>>>>;
@@ -27,6 +28,8 @@ pub(crate) struct FakeNic {
     pub(crate) armed: Rc<Cell<usize>>,
     /// The largest frame.
     pub(crate) frame_bytes: usize,
+    /// Datagrams that did not come from the stack.
+    pub(crate) short: usize,
     counters: Counters,
 }
 
@@ -41,6 +44,7 @@ pub(crate) fn wire() -> (FakeNic, FakeNic) {
         room: Rc::new(Cell::new(usize::MAX)),
         armed: Rc::default(),
         frame_bytes: 1514,
+        short: 0,
         counters: Counters::default(),
     };
     (end([2, 0, 0, 0, 0, 1], &there, &back), end([2, 0, 0, 0, 0, 2], &back, &there))
@@ -118,6 +122,17 @@ impl Nic for FakeNic {
     }
     fn counters(&self) -> Counters {
         self.counters
+    }
+
+    fn send_datagram(
+        &mut self,
+        template: &mut Template,
+        bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> bool {
+        let sent = send_by_token(self, template, bytes, fill);
+        self.short += usize::from(sent);
+        sent
     }
 }
 

@@ -9,9 +9,10 @@ use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::wire::{IpAddress, IpEndpoint, Ipv4Address};
 
+use super::egress::{Card, Went, Why};
 use super::nic::Counters;
 use super::transit::gateways;
-use super::watch::Watch;
+use super::watch::{Transmit, Watch};
 use super::{BATCH_FRAMES, UDP_RX_BYTES, UDP_SHORT_BYTES, UDP_TX_BYTES, UDP_TX_DATAGRAMS};
 use crate::forward::Routed;
 
@@ -38,6 +39,8 @@ pub struct Net<'a> {
     pub(super) watch: &'a mut Watch,
     pub(super) inboxes: &'a mut Inboxes,
     pub(super) console: &'a mut dyn fmt::Write,
+    /// The card, while it can be sent by.
+    pub(super) card: Option<&'a mut dyn Card>,
 }
 
 impl<'a> Net<'a> {
@@ -56,6 +59,7 @@ impl<'a> Net<'a> {
         if !self.watch.ports.contains(&port) && socket.bind(port).is_ok() {
             self.watch.ports.push(port);
             inbox = self.inboxes.open(port, UDP_SHORT_BYTES);
+            self.watch.short.expect_sockets(self.watch.ports.len());
         }
         UdpHandle { socket: self.sockets.add(socket), inbox }
     }
@@ -69,11 +73,16 @@ impl<'a> Net<'a> {
 
     /// Returns a UDP socket.
     pub fn udp(&mut self, handle: UdpHandle) -> Udp<'_> {
+        let card: Option<&mut dyn Card> = match &mut self.card {
+            Some(card) => Some(&mut **card),
+            None => None,
+        };
         Udp {
             socket: self.sockets.get_mut(handle.socket),
             inbox: handle.inbox.and_then(|inbox| self.inboxes.get(inbox)),
             watch: self.watch,
             interface: self.interface,
+            card,
         }
     }
 
@@ -147,6 +156,7 @@ pub struct Udp<'a> {
     inbox: Option<&'a mut Inbox>,
     watch: &'a mut Watch,
     interface: &'a Interface,
+    card: Option<&'a mut dyn Card>,
 }
 
 /// A datagram that was received.
@@ -171,7 +181,7 @@ impl Udp<'_> {
     /// Takes the oldest datagram out of the socket.
     #[inline]
     pub fn receive(&mut self) -> Option<Datagram<'_>> {
-        let Self { socket, inbox, watch, interface } = self;
+        let Self { socket, inbox, watch, interface, .. } = self;
         // Nothing goes the short way while something waits that went the long one.
         match inbox.as_deref_mut() {
             Some(inbox) if !inbox.is_empty() => {
@@ -187,27 +197,65 @@ impl Udp<'_> {
         }
     }
 
-    /// Queues a datagram; it is dropped when the socket is full or the address is none.
+    /// Sends a datagram, or queues it; it is dropped when the socket is full or the address is none.
     ///
     /// # Errors
     /// Why it was dropped.
     pub fn send(&mut self, bytes: &[u8], to: impl Into<udp::UdpMetadata>) -> Result<(), udp::SendError> {
-        self.socket.send_slice(bytes, to)
+        let to = to.into();
+        match self.send_short(bytes.len(), &to, &mut |place| place.copy_from_slice(bytes)) {
+            Went::Sent => Ok(()),
+            Went::Full(_) | Went::Not => self.queue(bytes.len(), to, |place| place.copy_from_slice(bytes)),
+        }
     }
 
-    /// Queues a datagram that `fill` writes in place.
+    /// Sends or queues a datagram that `fill` writes in place.
     ///
     /// # Errors
-    /// The socket is full or the address is none; `fill` was not called.
+    /// There is no room, or the address is none; `fill` was not called. The app is called again when there is room.
     pub fn send_with(
         &mut self,
         len: usize,
         to: impl Into<udp::UdpMetadata>,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), udp::SendError> {
-        let queued = self.socket.send(len, to).map(fill);
-        self.watch.crowded |= queued.is_err();
-        queued
+        let to = to.into();
+        let mut fill = Some(fill);
+        let mut write = |place: &mut [u8]| {
+            if let Some(fill) = fill.take() {
+                fill(place);
+            }
+        };
+        let sent = match self.send_short(len, &to, &mut write) {
+            Went::Sent => return Ok(()),
+            Went::Full(why) => {
+                if why == Why::Card {
+                    self.watch.transmit = Transmit::Full;
+                }
+                Err(udp::SendError::BufferFull)
+            }
+            Went::Not => self.queue(len, to, write),
+        };
+        self.watch.crowded |= sent.is_err();
+        sent
+    }
+
+    fn send_short(&mut self, len: usize, to: &udp::UdpMetadata, fill: &mut dyn FnMut(&mut [u8])) -> Went {
+        match &mut self.card {
+            Some(card) => self.watch.short.send(&mut **card, self.socket, len, to, fill),
+            None => Went::Not,
+        }
+    }
+
+    fn queue(
+        &mut self,
+        len: usize,
+        to: udp::UdpMetadata,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), udp::SendError> {
+        fill(self.socket.send(len, to)?);
+        self.watch.short.queued(self.interface, self.socket, len, &to);
+        Ok(())
     }
 
     /// Tells whether the socket can queue a datagram of this size now.

@@ -14,6 +14,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use super::address;
+use super::egress::Card;
 use super::ingress::{self, Ingress};
 use super::io::Net;
 use super::nic::{Counters, Nic};
@@ -95,6 +96,8 @@ impl Link {
         let mut sockets = SocketSet::new(Vec::new());
         address::set_up(&mut interface, identity.mac, &addressing);
         let dhcp = address::client(&addressing).map(|client| sockets.add(client));
+        let mut watch = Watch::default();
+        watch.short.reset(identity.frame_bytes);
         Ok(Self {
             number,
             name: format!("{prefix}{number}"),
@@ -103,7 +106,7 @@ impl Link {
             identity,
             interface,
             sockets,
-            watch: Watch::default(),
+            watch,
             inboxes: Inboxes::default(),
             dhcp,
             app: None,
@@ -121,6 +124,7 @@ impl Link {
     /// As for [`Link::new`]; then nothing has changed.
     pub(super) fn revive<N: Nic>(&mut self, nic: &mut N, now_ns: u64) -> Result<(), LinkError> {
         let identity = Identity::of(nic)?;
+        self.watch.short.reset(identity.frame_bytes);
         if identity != self.identity {
             self.identity = identity;
             self.interface = identity.interface(nic, &self.addressing, self.seed, now_ns);
@@ -136,7 +140,7 @@ impl Link {
     /// Starts an app on the interface.
     pub(super) fn start(&mut self, starter: &Starter, now_ns: u64, console: &mut dyn fmt::Write) {
         self.announce(console);
-        self.app = Some(starter(&mut self.net(now_ns, console)));
+        self.app = Some(starter(&mut self.net(now_ns, console, None)));
     }
 
     /// Returns the number of the interface.
@@ -160,6 +164,7 @@ impl Link {
     ) -> Turn {
         let now = instant(now_ns);
         self.watch.begin_batch();
+        self.watch.short.begin(now_ns);
         self.interface.poll_maintenance(now);
         if let Some(transit) = &mut transit {
             let Identity { mac, frame_bytes, .. } = self.identity;
@@ -168,17 +173,20 @@ impl Link {
         ingress::begin(&mut self.inboxes, nic, &self.interface, now_ns);
         let mut moved = self.ingress().take_batch(nic, transit.as_mut(), now);
         self.counters = nic.counters();
-        if let Some(client) = self.dhcp {
-            address::follow_lease(&self.name, &mut self.interface, &mut self.sockets, client, console);
+        if let Some(client) = self.dhcp
+            && address::follow_lease(&self.name, &mut self.interface, &mut self.sockets, client, console)
+        {
+            self.watch.short.flows.forget();
         }
         self.announce(console);
         for _ in 0..ROUNDS {
             self.watch.crowded = false;
+            self.watch.short.refill();
             if let Some(mut app) = self.app.take() {
-                self.next = app.poll(&mut self.net(now_ns, console));
+                self.next = app.poll(&mut self.net(now_ns, console, Some(nic)));
                 self.app = Some(app);
             }
-            moved |= self.send_all(nic, now);
+            moved |= self.send_all(nic, now) || self.watch.short.sent > 0;
             // What an app still has leaves in the same containers, and with the same event.
             if !self.watch.crowded || self.watch.transmit == Transmit::Full {
                 break;
@@ -227,7 +235,7 @@ impl Link {
     /// Lets the app say its last words.
     pub(super) fn finish(&mut self, now_ns: u64, console: &mut dyn fmt::Write) {
         if let Some(mut app) = self.app.take() {
-            app.finish(&mut self.net(now_ns, console));
+            app.finish(&mut self.net(now_ns, console, None));
         }
         let refused = self.watch.refused;
         if refused > 0 {
@@ -268,7 +276,12 @@ impl Link {
         let _ = writeln!(console);
     }
 
-    fn net<'a>(&'a mut self, now_ns: u64, console: &'a mut dyn fmt::Write) -> Net<'a> {
+    fn net<'a>(
+        &'a mut self,
+        now_ns: u64,
+        console: &'a mut dyn fmt::Write,
+        card: Option<&'a mut dyn Card>,
+    ) -> Net<'a> {
         Net {
             name: &self.name,
             now_ns,
@@ -279,6 +292,7 @@ impl Link {
             watch: &mut self.watch,
             inboxes: &mut self.inboxes,
             console,
+            card,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What the loop asks of a network interface card beyond smoltcp's `Device`. The Xen vif and the virtio NIC
 //! stand behind it; it knows neither.
 
-use smoltcp::phy::Device;
+use drayage_netfront::datagram::{HEAD_BYTES, Sum, Template};
+use smoltcp::phy::{Device, TxToken};
+use smoltcp::time::Instant;
 
 /// A network interface card.
 ///
@@ -20,6 +22,31 @@ pub trait Nic: Device {
 
     /// Returns what it has counted since it was found.
     fn counters(&self) -> Counters;
+
+    /// Sends a datagram of so many bytes whose headers are known and that `fill` writes in place, in a frame that is not
+    /// too long. Returns whether there was room; without, `fill` was not called, and it is as after a `transmit` that
+    /// was refused.
+    fn send_datagram(
+        &mut self,
+        template: &mut Template,
+        bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> bool {
+        send_by_token(self, template, bytes, fill)
+    }
+}
+
+/// Does what [`Nic::send_datagram`] says for a card of which nothing is known, as the stack would do it.
+pub(super) fn send_by_token(
+    nic: &mut (impl Device + ?Sized),
+    template: &mut Template,
+    bytes: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> bool {
+    let sum = if nic.capabilities().checksum.udp.tx() { Sum::Full } else { Sum::Zero };
+    let Some(token) = nic.transmit(Instant::ZERO) else { return false };
+    token.consume(HEAD_BYTES + bytes, |frame| template.write(frame, sum, fill));
+    true
 }
 
 /// Whether it is safe to sleep.

@@ -66,6 +66,7 @@ impl Guest {
     fn with_net<R>(&mut self, act: impl FnOnce(&mut Net<'_>) -> R) -> R {
         let mut console = String::new();
         act(&mut Net {
+            card: None,
             name: "vif0",
             now_ns: self.now_ns,
             counters: Counters::default(),

@@ -1,5 +1,6 @@
 //! A Xen vif as the loop's network interface card. It knows the driver's names and ours, and does nothing else.
 
+use drayage_netfront::datagram::Template;
 use drayage_netfront::platform::Platform;
 use drayage_netfront::{Readiness, Vif};
 
@@ -19,6 +20,15 @@ impl<P: Platform> Nic for Vif<P> {
             Readiness::Busy => Rearmed::WorkWaiting,
             Readiness::Idle | Readiness::SendBlocked => Rearmed::Armed,
         }
+    }
+
+    fn send_datagram(
+        &mut self,
+        template: &mut Template,
+        bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> bool {
+        Self::send_datagram(self, template, bytes, fill)
     }
 
     fn counters(&self) -> Counters {

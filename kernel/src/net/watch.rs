@@ -1,13 +1,16 @@
 //! What is watched at the NIC: every frame on its way into the stack, to count the UDP datagrams for our sockets (smoltcp
 //! drops what a full socket cannot take without a word) and to keep out what the stack could not survive; and
-//! on the way out, that a transmit ring was full.
+//! on the way out, that a transmit ring was full, and what datagrams look like to those who would send the like.
 //!
 //! It knows header offsets; it never keeps or changes a frame.
 
 use alloc::vec::Vec;
 
+use drayage_netfront::Shown;
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
+
+use super::egress::Short;
 
 /// What has been seen on one interface.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ pub(super) struct Watch {
     pub(super) batch_sent: usize,
     /// Whether an app had more to send than its socket took since this was last cleared.
     pub(super) crowded: bool,
+    /// What need not go through the stack.
+    pub(super) short: Short,
 }
 
 /// Whether the NIC took every frame that the stack had for it.
@@ -60,6 +65,11 @@ impl Watch {
                 if ipv4_udp_port(frame).is_some_and(|port| self.ports.contains(&port)) {
                     self.offered += 1;
                 }
+                Verdict::Pass
+            }
+            // A neighbour may have another address from now on.
+            Some([0x08, 0x06]) => {
+                self.short.flows.forget();
                 Verdict::Pass
             }
             Some([0x86, 0xdd]) => match ipv6_payload(frame) {
@@ -153,7 +163,7 @@ impl<D: Device> Device for Watched<'_, D> {
     where
         Self: 'b;
     type TxToken<'b>
-        = D::TxToken<'b>
+        = Shown<'b, D::TxToken<'b>>
     where
         Self: 'b;
 
@@ -162,12 +172,13 @@ impl<D: Device> Device for Watched<'_, D> {
     }
 
     fn transmit(&mut self, timestamp: Instant) -> Option<Self::TxToken<'_>> {
-        let token = self.device.transmit(timestamp);
-        match token {
-            Some(_) => self.watch.batch_sent += 1,
-            None => self.watch.transmit = Transmit::Full,
-        }
-        token
+        let Some(token) = self.device.transmit(timestamp) else {
+            self.watch.transmit = Transmit::Full;
+            return None;
+        };
+        self.watch.batch_sent += 1;
+        let short = &mut self.watch.short;
+        Some(Shown { token, to: Some((&mut short.flows, short.now_ns)) })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

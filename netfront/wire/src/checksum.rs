@@ -95,7 +95,9 @@ const fn fold(total: u64) -> u16 {
     ((total & 0xffff) + (total >> 16)) as u16
 }
 
-fn add(a: u16, b: u16) -> u16 {
+/// Returns the ones' complement sum of two such sums.
+#[inline]
+pub fn add(a: u16, b: u16) -> u16 {
     fold(u64::from(a) + u64::from(b))
 }
 

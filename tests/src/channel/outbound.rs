@@ -1,5 +1,6 @@
 //! What an application in a guest sends: into nothing, into the backend's uplink, and to another guest. The
-//! application is as quick as it can be, and the loop is the kernel's.
+//! application is as quick as it can be, and the loop is the kernel's: what the stack has decided once is repeated past it,
+//! but for what goes into nothing.
 
 use super::{
     Back, Connector, GUEST, GUEST_MAC, HANDLE, Inboxes, LAN, Memory, Netfront, Offers, PORT, Reader, Stack,
@@ -13,22 +14,28 @@ use drayage::policy::Policy;
 use drayage::port::{Budget, Sent, Uplink};
 use drayage::switch::Mac;
 use drayage::worker::Settings;
-use drayage_netfront::Options;
+use drayage_netfront::datagram::{Flow, Flows};
 use drayage_netfront::platform::DomainId;
+use drayage_netfront::{Options, Shown, Vif};
 use drayage_wire::container::Meta;
 use memxen::Hypervisor;
 use memxen::front::Front;
 use smoltcp::iface::{PollIngressSingleResult, PollResult, SocketHandle};
-use smoltcp::phy::Device;
+use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::socket::udp;
+use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
+/// Where the application sends from.
+const FROM_PORT: u16 = 4000;
 const OTHER: DomainId = DomainId(6);
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 6];
 const FAR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Datagrams and bytes that the socket holds: the kernel's.
 const DATAGRAMS: usize = 256;
 const BYTES: usize = 128 << 10;
+/// Times that the application may fill its socket before what it sent is handed over: the kernel's.
+const ROUNDS: usize = 4;
 /// Ethernet's, IPv4's and UDP's headers.
 const HEADERS: usize = 42;
 
@@ -48,33 +55,91 @@ fn question() -> Vec<u8> {
 struct Sender {
     socket: SocketHandle,
     to: IpEndpoint,
+    flow: Flow,
     len: usize,
     sent: u64,
     until: u64,
 }
 
+/// Writes a datagram's payload.
+fn write(payload: &mut [u8], number: u64) {
+    let (place, rest) = payload.split_at_mut(8);
+    place.copy_from_slice(&number.to_be_bytes());
+    rest.fill(0);
+}
+
 impl Sender {
     fn new(stack: &mut Stack, to: [u8; 4], frame_bytes: usize) -> Self {
         let [a, b, c, d] = to;
+        let flow = Flow { from: [0; 4], to, from_port: FROM_PORT, to_port: PORT };
         let to = IpEndpoint::new(IpAddress::v4(a, b, c, d), PORT);
         let buffer = |datagrams, bytes| {
             udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; datagrams], vec![0; bytes])
         };
         let mut socket = udp::Socket::new(buffer(4, 4096), buffer(DATAGRAMS, BYTES));
-        socket.bind(4000).expect("a port other than 0");
+        socket.bind(FROM_PORT).expect("a port other than 0");
         let socket = stack.sockets.add(socket);
-        Self { socket, to, len: frame_bytes - HEADERS, sent: 0, until: 0 }
+        Self { socket, to, flow, len: frame_bytes - HEADERS, sent: 0, until: 0 }
     }
 
     fn turn(&mut self, stack: &mut Stack) {
         let socket = stack.udp_socket(self.socket);
         while self.sent < self.until {
             let Ok(payload) = socket.send(self.len, self.to) else { return };
-            let (number, rest) = payload.split_at_mut(8);
-            number.copy_from_slice(&self.sent.to_be_bytes());
-            rest.fill(0);
+            write(payload, self.sent);
             self.sent += 1;
         }
+    }
+
+    /// As above, past the stack where that has nothing left to decide.
+    fn short_turn(&mut self, stack: &mut Stack, vif: &mut Vif<Front>, flows: &mut Flows, now_ns: u64) {
+        if stack.udp_socket(self.socket).send_queue() > 0 || flows.find(self.flow, now_ns).is_none() {
+            self.turn(stack);
+            let source = IpAddress::v4(10, 0, 0, 5);
+            assert_eq!(stack.interface.get_source_address(&self.to.addr), Some(source));
+            flows.await_frame(self.flow, [10, 0, 0, 5]);
+            return;
+        }
+        for _ in 0..DATAGRAMS.min((self.until - self.sent) as usize) {
+            let Some(template) = flows.find(self.flow, now_ns) else { return };
+            let number = self.sent;
+            if !vif.send_datagram(template, self.len, |payload| write(payload, number)) {
+                return;
+            }
+            self.sent += 1;
+        }
+    }
+}
+
+/// A card whose frames are shown to flows.
+struct Learning<'a> {
+    vif: &'a mut Vif<Front>,
+    flows: &'a mut Flows,
+    now_ns: u64,
+}
+
+impl Device for Learning<'_> {
+    type RxToken<'b>
+        = <Vif<Front> as Device>::RxToken<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Shown<'b, <Vif<Front> as Device>::TxToken<'b>>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        let (frame, token) = self.vif.receive(now)?;
+        Some((frame, Shown { token, to: None }))
+    }
+
+    fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
+        let token = self.vif.transmit(now)?;
+        Some(Shown { token, to: Some((self.flows, self.now_ns)) })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.vif.capabilities()
     }
 }
 
@@ -143,6 +208,7 @@ struct Guest {
     driver: Netfront<Front>,
     stack: Stack,
     inboxes: Inboxes,
+    flows: Flows,
 }
 
 impl Guest {
@@ -162,17 +228,23 @@ impl Guest {
         let vif = driver.vif_mut(HANDLE).expect("the guest has a vif");
         let [a, b, c, d] = address;
         let stack = Stack::new(vif, mac, &format!("{a}.{b}.{c}.{d}/24"));
-        Self { driver, stack, inboxes: inboxes(mac, address) }
+        Self { driver, stack, inboxes: inboxes(mac, address), flows: Flows::default() }
     }
 
     /// One waking of the guest: the kernel's loop, with an application that `act`s.
-    fn turn(&mut self, now_ns: u64, mut act: impl FnMut(&mut Stack, &mut Inboxes)) {
+    fn turn(
+        &mut self,
+        now_ns: u64,
+        mut act: impl FnMut(&mut Stack, &mut Inboxes, &mut Vif<Front>, &mut Flows),
+    ) {
         let vif = self.driver.vif_mut(HANDLE).expect("the guest has a vif");
-        let (stack, inboxes) = (&mut self.stack, &mut self.inboxes);
+        let Self { stack, inboxes, flows, .. } = self;
         loop {
             let more = take_batch(vif, instant(now_ns), stack, inboxes);
-            act(stack, inboxes);
-            send_all(stack, vif, now_ns);
+            for _ in 0..ROUNDS {
+                act(stack, inboxes, vif, flows);
+                send_all(stack, &mut Learning { vif, flows, now_ns }, now_ns);
+            }
             vif.flush();
             if !more {
                 break;
@@ -235,10 +307,10 @@ impl Outbound {
             self.steps.0.set(self.steps.0.get() + 1000);
             let now_ns = self.steps.0.get();
             let sender = &mut self.sender;
-            self.from.turn(now_ns, |stack, _| sender.turn(stack));
+            self.from.turn(now_ns, |stack, _, vif, flows| sender.short_turn(stack, vif, flows, now_ns));
             self.worker.pass();
             if let Some((guest, reader)) = &mut self.to {
-                guest.turn(now_ns, |stack, inboxes| reader.turn(stack, inboxes));
+                guest.turn(now_ns, |stack, inboxes, _, _| reader.turn(stack, inboxes));
             }
             idle = if self.taken() == before { idle + 1 } else { 0 };
             assert!(idle < 1000, "{} of {} frames came", self.taken(), self.sender.until);
