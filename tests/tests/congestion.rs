@@ -1,12 +1,16 @@
 //! Who does not read, reads slowly or floods, loses packets of its own: queues are bounded, and nobody waits behind
 //! another's.
 
+use std::os::fd::BorrowedFd;
+
 use drayage::aggregate::Wrap;
+use drayage::port::{Budget, Sent, Uplink};
 use drayage::vif::rx::Wish;
 use drayage::vif::{Connection, rx};
 use drayage_tests::fleet::{Fleet, frame, own};
 use drayage_tests::rawfront::{PAGES, RawFront};
 use drayage_tests::world::LAN;
+use drayage_wire::container::Meta;
 use drayage_wire::netif::TxRequest;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -232,6 +236,46 @@ fn a_word_to_somebody_else_before_a_stream_makes_nobody_lose_it() {
         let counters = fleet.counters(0, &slow);
         assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
         assert!(sent > 200 && fleet.counters(0, &sender).tx.packets > 100, "{sent} in the ring");
+        fleet.hv.assert_clean();
+    }
+}
+
+/// An uplink behind which somebody says a word, and takes what is sent to him.
+struct Asker(Option<Vec<u8>>);
+
+impl Uplink for Asker {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn receive(&mut self, budget: &mut Budget, each: &mut dyn FnMut(&[u8], Meta)) {
+        if let Some(frame) = self.0.take() {
+            budget.spend(frame.len());
+            each(&frame, Meta::default());
+        }
+    }
+
+    fn send(&mut self, _: &[u8], _: Meta) -> Sent {
+        Sent::Yes
+    }
+}
+
+#[test]
+fn an_answer_beyond_the_uplink_before_a_stream_makes_nobody_lose_it() {
+    for format in [(|_| ()) as fn(&mut Connection), containers] {
+        let mut fleet = Fleet::new(1);
+        let mut sender = fleet.guest(0, 5, |_| ());
+        let slow = fleet.guest(0, 6, format);
+        let asker = Asker(Some(frame(own(5), FAR, 0)));
+        fleet.workers[0].add_uplink(LAN, Box::new(asker)).expect("there is room");
+        fleet.passes();
+        sender.send_frame(0, &numbered(FAR, own(5), 0));
+        fleet.workers[0].pass();
+        let sent = fill_ring(&mut sender, own(6), own(5), 1, 4000);
+        fleet.passes();
+        let counters = fleet.counters(0, &slow);
+        assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
+        assert!(sent > 200 && fleet.counters(0, &sender).tx.packets > 50, "{sent} in the ring");
         fleet.hv.assert_clean();
     }
 }

@@ -31,6 +31,9 @@ enum Allowance {
     /// A container's worth: it is not known where it goes, or it goes to several. The next one, in the pass that follows at
     /// once, may be for one only, who is not to get all that a ring holds at once then.
     Little,
+    /// As much as the queue of a guest has room for while nothing waits there: all goes out by an uplink, but what comes
+    /// next may be for a guest.
+    Part,
     /// As much as there is room for where it goes.
     Bytes { to: PortId, bytes: usize },
 }
@@ -40,6 +43,7 @@ impl Allowance {
         match self {
             Self::All => usize::MAX,
             Self::Little => MAX_TX_BYTES,
+            Self::Part => 4 * MAX_TX_BYTES,
             Self::Bytes { bytes, .. } => bytes,
         }
     }
@@ -56,7 +60,7 @@ fn allowance<P: SharedWords>(fabric: &Fabric<P>, from: usize, now_ns: u64) -> Al
         Aim::Nothing | Aim::Many => return Allowance::Little,
         Aim::One(to) => to,
     };
-    let Some(receiver) = guest(usize::from(to.0)) else { return Allowance::All };
+    let Some(receiver) = guest(usize::from(to.0)) else { return Allowance::Part };
     let too_long = |since_ns: u64| now_ns.saturating_sub(since_ns) >= PATIENCE_NS;
     if receiver.fault.is_some()
         || receiver.rx.stuck_since_ns().is_some_and(too_long)
