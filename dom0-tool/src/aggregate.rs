@@ -1,30 +1,26 @@
 //! The containers of one guest on their way out: the open one, and those that wait for ring slots.
 //!
-//! Packets are appended straight into the open container and are never moved again; each of its pages is
-//! page-aligned, so that it goes out in exactly one copy. This module knows neither rings nor grants nor
-//! policies: it is told when to close a container, and hands closed ones over in order.
+//! Packets are appended straight into the open container and are never moved again, or stay where they are, as pieces of it
+//! that lie elsewhere; each of its pages is page-aligned, so that it goes out in exactly one copy where there are no such
+//! pieces. This module knows neither rings nor grants nor policies: it is told when to close a container, and hands closed
+//! ones over in order.
+
+mod closed;
+mod pieces;
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::{
-    DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, MIN_SIZE_BYTES, Meta, Packet, Writer,
-    readdress,
+    DESCRIPTOR_BYTES, HEADER_BYTES, MAX_PACKETS, MAX_RX_BYTES, MIN_PACKET_BYTES, MIN_SIZE_BYTES, Meta,
+    Packet, Writer, readdress,
 };
 use drayage_wire::netif::RING_SLOTS;
 
 use crate::policy::Reason;
 use crate::vif::holds::Stamps;
 use crate::vif::scratch::Lent;
-
-/// Where a closed container lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In the guest's region.
-    Own,
-    /// Where another guest's was copied to.
-    Lent(Lent),
-    /// In the guest's pages already.
-    Across,
-}
+pub use closed::{Closed, Place};
+use pieces::{MOST_IN_ONE, Pieces};
+pub use pieces::{Part, Piece};
 
 /// Bytes of private memory for the containers of one guest: as many as fit may be open or waiting.
 pub const REGION_BYTES: usize = 8 * MAX_RX_BYTES;
@@ -42,46 +38,13 @@ pub enum Wrap {
     Forbidden,
 }
 
-/// A closed container.
-#[derive(Clone, Copy, Debug)]
-pub struct Closed {
-    /// Where it starts in the guest's region, in bytes; a multiple of a page.
-    pub start: u32,
-    /// Where it lies.
-    pub place: Place,
-    /// Its length in bytes.
-    pub bytes: u32,
-    /// Packets in it.
-    pub packets: u32,
-    /// Ring slots to be left empty before it.
-    pub skip: u32,
-    /// When it got its first packet.
-    pub opened_ns: u64,
-    /// When it was closed.
-    pub closed_ns: u64,
-    /// Bytes of all that waited then, its own included.
-    pub queued_bytes: u32,
-    /// Why it was closed.
-    pub reason: Reason,
-}
-
-impl Closed {
-    const NONE: Self = Self {
-        start: 0,
-        place: Place::Own,
-        bytes: 0,
-        packets: 0,
-        skip: 0,
-        opened_ns: 0,
-        closed_ns: 0,
-        queued_bytes: 0,
-        reason: Reason::Full,
-    };
-
-    /// Returns how many ring slots it takes, the skipped ones included.
-    pub fn slots(&self) -> u32 {
-        self.skip + self.bytes.div_ceil(PAGE_SIZE as u32)
-    }
+/// What came of a packet that is to stay where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Referral {
+    /// It is in the open container.
+    Done,
+    /// No more may be referred to: it is to be copied.
+    CopyIt,
 }
 
 /// Why a packet was not taken.
@@ -99,6 +62,7 @@ pub struct Aggregator {
     size: usize,
     wrap: Wrap,
     writer: Option<Writer>,
+    pieces: Pieces,
     opened_ns: u64,
     /// Whether the open container has a packet that does not wait.
     urgent: bool,
@@ -135,6 +99,7 @@ impl Aggregator {
             size,
             wrap,
             writer: None,
+            pieces: Pieces::default(),
             opened_ns: 0,
             urgent: false,
             current: 0,
@@ -238,6 +203,8 @@ impl Aggregator {
     /// Frees the buffers of the `n` oldest waiting containers.
     pub fn release(&mut self, n: usize) {
         let n = n.min(self.waiting);
+        let pieces = self.waiting().take(n).map(|closed| closed.pieces).sum();
+        self.pieces.release(pieces);
         self.waiting_bytes -= self.waiting().take(n).map(|closed| closed.bytes as usize).sum::<usize>();
         self.first = (self.first + n) % self.buffers;
         self.waiting -= n;
@@ -255,18 +222,79 @@ impl Aggregator {
         meta: Meta,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), Refusal> {
-        // At most: the open one is full, the next one ends with the ring, the third takes it.
-        if !self.writer.is_some_and(|w| w.fits(len)) {
-            if self.writer.is_some() {
-                self.close(region, now_ns, Reason::Full);
-            }
-            self.open(now_ns, len)?;
-        }
+        self.make_room(region, now_ns, len)?;
         let buffer = buffer(region, self.current, self.stride);
         let Some(writer) = &mut self.writer else { return Err(Refusal::NoRoom) };
         writer.push_with(buffer, len, meta, fill).map_err(|_| Refusal::TooLarge)?;
         self.stamps[self.current].add(now_ns.saturating_sub(self.opened_ns));
         Ok(())
+    }
+
+    /// Appends a packet of `len` bytes that lies at `at` in the blocks of what guests sent, and stays there. What lies behind
+    /// the packet before it, as it does in the container, is referred to together with that; else `refer` refers to it.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is then referred to.
+    pub fn push_lent(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        (len, meta): (usize, Meta),
+        at: u32,
+        refer: impl FnOnce() -> Option<Lent>,
+    ) -> Result<Referral, Refusal> {
+        if len < MIN_PACKET_BYTES {
+            return Err(Refusal::TooLarge);
+        }
+        self.make_room(region, now_ns, len)?;
+        let Some(mut writer) = self.writer else { return Err(Refusal::NoRoom) };
+        let mut start = writer.next_offset() as u32;
+        if !self.pieces.extend(start, len as u32, at) {
+            if self.pieces.in_open() == MOST_IN_ONE {
+                self.close(region, now_ns, Reason::Full);
+                self.make_room(region, now_ns, len)?;
+                let Some(next) = self.writer else { return Err(Refusal::NoRoom) };
+                writer = next;
+                start = writer.next_offset() as u32;
+            }
+            if !self.pieces.have_room() {
+                return Ok(Referral::CopyIt);
+            }
+            let Some(lent) = refer() else { return Ok(Referral::CopyIt) };
+            self.pieces.push(Piece { start, end: start + len as u32, lent });
+        }
+        // It fits, so nothing is refused any more.
+        let _ = writer.push_with(buffer(region, self.current, self.stride), len, meta, |_| ());
+        self.writer = Some(writer);
+        self.stamps[self.current].add(now_ns.saturating_sub(self.opened_ns));
+        Ok(Referral::Done)
+    }
+
+    /// Returns the copies that a waiting container takes, in order.
+    pub fn parts(&self, closed: &Closed) -> impl Iterator<Item = Part> + use<'_> {
+        let whole = |lent| Piece { start: 0, end: closed.bytes, lent };
+        let whole = if let Place::Lent(lent) = closed.place { Some(whole(lent)) } else { None };
+        pieces::parts(closed.start, closed.bytes, whole.into_iter().chain(self.pieces_of(closed)))
+    }
+
+    /// Returns the pieces of a waiting container, in order.
+    pub fn pieces_of(&self, closed: &Closed) -> impl Iterator<Item = Piece> + use<'_> {
+        self.pieces.numbered(closed.first_piece, closed.pieces)
+    }
+
+    /// Returns all pieces, those of the open container included.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.pieces.all()
+    }
+
+    /// Clears what lies between the packets of a waiting container's pieces, and goes out with them.
+    pub fn clear_gaps(&self, closed: &Closed, region: &[u8], blocks: &mut [u8]) {
+        if closed.pieces == 0 {
+            return;
+        }
+        let table = &region[closed.start as usize + HEADER_BYTES..];
+        let (table, _) = table[..DESCRIPTOR_BYTES * closed.packets as usize].as_chunks();
+        pieces::clear_gaps(table, self.pieces_of(closed), blocks);
     }
 
     /// Appends a container of another writer's whole: its packets, which a manifest found in it, are taken, and what
@@ -305,6 +333,18 @@ impl Aggregator {
         self.stamps[self.current].add_many(0, packets.len() as u32);
         self.opened_ns = now_ns;
         self.append(now_ns, bytes, packets.len(), Reason::Whole, place);
+        Ok(())
+    }
+
+    /// Closes the open container and opens the next, if need be, so that a packet of `len` bytes fits into it.
+    fn make_room(&mut self, region: &mut [u8], now_ns: u64, len: usize) -> Result<(), Refusal> {
+        // At most: the open one is full, the next one ends with the ring, the third takes it.
+        if !self.writer.is_some_and(|w| w.fits(len)) {
+            if self.writer.is_some() {
+                self.close(region, now_ns, Reason::Full);
+            }
+            self.open(now_ns, len)?;
+        }
         Ok(())
     }
 
@@ -355,17 +395,24 @@ impl Aggregator {
         self.sequence = self.sequence.wrapping_add(1);
         let start = (self.current * self.stride) as u32;
         self.waiting_bytes += bytes;
+        let (first_piece, pieces) = self.pieces.close();
         let mut closed = Closed {
             start,
             place,
             bytes: bytes as u32,
             packets: packets as u32,
+            copies: bytes.div_ceil(PAGE_SIZE) as u32,
+            pieces,
+            first_piece,
             skip: self.skip,
             opened_ns: self.opened_ns,
             closed_ns: now_ns,
             queued_bytes: self.waiting_bytes as u32,
             reason,
         };
+        if pieces > 0 {
+            closed.copies = self.parts(&closed).count() as u32;
+        }
         self.urgent = false;
         self.slot = (self.slot + closed.slots()) % RING_SLOTS;
         if self.wrap == Wrap::Forbidden && self.slot == 0 && reason == Reason::Full {
@@ -402,106 +449,4 @@ fn buffer(region: &mut [u8], index: usize, stride: usize) -> &mut [u8] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use drayage_wire::container::Manifest;
-
-    fn push(open: &mut Aggregator, region: &mut [u8], len: usize, byte: u8) -> Result<(), Refusal> {
-        open.push_with(region, 0, len, Meta::default(), |b| b.fill(byte))
-    }
-
-    #[test]
-    fn small_containers_wait_in_all_of_the_region() {
-        for (size, least) in [(4096, 64), (5000, 32), (16_384, 16), (65_536, 4)] {
-            let mut region = vec![0; REGION_BYTES];
-            let mut open = Aggregator::new(size, Wrap::Allowed, 0);
-            let mut packets = 0u64;
-            while push(&mut open, &mut region, 1000, packets as u8).is_ok() {
-                packets += 1;
-            }
-            assert!(open.waiting_count() >= least, "{} of {size} bytes", open.waiting_count());
-            assert!(!open.has_room_for(1000));
-            // All of them are whole, apart from each other, and in order.
-            let (mut seen, mut manifest) = (0u64, Manifest::new());
-            for (sequence, closed) in (0..).zip(open.waiting()) {
-                let start = closed.start as usize;
-                assert!(start.is_multiple_of(PAGE_SIZE) && closed.bytes as usize <= size);
-                let bytes = &region[start..start + closed.bytes as usize];
-                assert_eq!(manifest.read(bytes).expect("a good container").sequence, sequence);
-                for packet in manifest.packets() {
-                    assert!(bytes[packet.range()].iter().all(|b| *b == seen as u8));
-                    seen += 1;
-                }
-            }
-            assert_eq!(seen, packets);
-            open.release(1);
-            assert!(push(&mut open, &mut region, 1000, 0).is_ok(), "and they are used again");
-        }
-    }
-
-    #[test]
-    fn a_container_is_taken_whole_behind_what_is_open() {
-        let mut theirs = vec![0xee; MAX_RX_BYTES];
-        let mut writer = Writer::new(16_384, 100);
-        for n in 0..100u8 {
-            writer.push_with(&mut theirs, 61, Meta::default(), |b| b.fill(n)).unwrap();
-        }
-        let total = writer.finish(&mut theirs, 4711, 5);
-        let mut manifest = Manifest::new();
-        manifest.read(&theirs[..total]).unwrap();
-        let mut region = vec![0; REGION_BYTES];
-        let mut open = Aggregator::new(16_384, Wrap::Allowed, 0).numbered_from(40);
-        push(&mut open, &mut region, 60, 0xaa).unwrap();
-        assert_eq!(
-            open.push_whole(&mut region, 9, &mut theirs[..total], manifest.packets(), Place::Own),
-            Ok(())
-        );
-        push(&mut open, &mut region, 60, 0xbb).unwrap();
-        open.close(&mut region, 9, Reason::Idle);
-        let waiting: Vec<Closed> = open.waiting().collect();
-        assert_eq!(waiting.iter().map(|closed| closed.packets).collect::<Vec<_>>(), [1, 100, 1]);
-        for (closed, (sequence, first)) in waiting.iter().zip([(40, 0xaa), (41, 0), (42, 0xbb)]) {
-            let bytes = &region[closed.start as usize..][..closed.bytes as usize];
-            let header = manifest.read(bytes).expect("a good container");
-            assert_eq!(header.sequence, sequence);
-            assert_eq!(bytes[manifest.packets()[0].range()][0], first);
-        }
-        manifest.read(&theirs[..total]).unwrap();
-        while open.push_whole(&mut region, 9, &mut theirs[..total], manifest.packets(), Place::Own).is_ok() {}
-        assert_eq!((open.has_room_for(60), open.room_bytes()), (false, 0));
-        assert_eq!(
-            open.push_whole(&mut region, 9, &mut theirs[..16_385], manifest.packets(), Place::Own),
-            Err(Refusal::TooLarge)
-        );
-        // At the ring's end, where it may not be crossed.
-        let mut open = Aggregator::new(16_384, Wrap::Forbidden, 255);
-        assert_eq!(
-            open.push_whole(&mut region, 9, &mut theirs[..total], manifest.packets(), Place::Own),
-            Err(Refusal::NoRoom)
-        );
-    }
-
-    #[test]
-    fn no_container_crosses_the_rings_end_where_that_is_forbidden() {
-        for start in 200..=255 {
-            let mut region = vec![0; REGION_BYTES];
-            let mut open = Aggregator::new(65_536, Wrap::Forbidden, start);
-            let (mut slot, mut skipped, mut ends) = (start, 0, 0);
-            for n in 0..2000usize {
-                let len = if n % 50 == 0 { 9000 } else { 14 + n * 37 % 1500 };
-                push(&mut open, &mut region, len, 0).expect("what waits is taken away");
-                for closed in open.waiting() {
-                    slot += closed.skip;
-                    skipped += closed.skip;
-                    assert!(closed.skip == 0 || slot.is_multiple_of(RING_SLOTS), "only up to the ring's end");
-                    let pages = closed.slots() - closed.skip;
-                    assert!(slot % RING_SLOTS + pages <= RING_SLOTS, "from {slot}, {pages} pages");
-                    slot += pages;
-                    ends += u32::from(closed.reason == Reason::RingEnd);
-                }
-                open.release(open.waiting_count());
-            }
-            assert!(slot > 2 * RING_SLOTS && ends > 0, "the end was met: {slot}, {ends}, {skipped}");
-        }
-    }
-}
+mod tests;

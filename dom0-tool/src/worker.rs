@@ -483,7 +483,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let start = region_start(*region);
             let memory = &mut self.fabric.regions.bytes_mut()[start..start + REGION_BYTES];
             let staged = vif.staging.as_ref().map(|staging| &staging.table);
-            let blocks = self.scratch.bytes();
+            let blocks = self.scratch.bytes_mut();
             let sources =
                 Sources { region: memory, region_start: start, blocks, blocks_start: REGIONS_BYTES };
             match vif.rx.fill_batch(sources, now_ns, staged, &mut self.rx_copies) {

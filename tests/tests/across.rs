@@ -87,7 +87,9 @@ impl Scene {
         let tx = self.fleet.counters(0, &self.sender).tx;
         let rx = self.fleet.counters(0, &self.receivers[0]).rx;
         assert_eq!((tx.grant_ops, rx.grant_ops), (0, 0));
-        assert_eq!((tx.mapped_ops, rx.mapped_ops), (tx.slots, rx.slots));
+        assert_eq!(tx.mapped_ops, tx.slots);
+        // What is gathered takes a copy for each piece.
+        assert!(rx.mapped_ops >= rx.slots);
         [tx.mapped_bytes, rx.mapped_bytes, rx.moved_bytes]
     }
 }

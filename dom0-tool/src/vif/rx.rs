@@ -5,6 +5,7 @@
 
 mod across;
 mod emit;
+mod lent;
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum;
@@ -21,7 +22,7 @@ use super::plain::FrameQueue;
 use super::scratch::{Leases, Parcel, Pins};
 use super::staging::Table;
 use super::tx::Taken;
-use crate::aggregate::{Aggregator, Place, Refusal, Wrap};
+use crate::aggregate::{Aggregator, Refusal, Wrap};
 use crate::class::Classes;
 use crate::policy::Policy;
 use crate::segment;
@@ -234,6 +235,11 @@ impl<P: SharedWords> Rx<P> {
         self.slo.as_ref().is_some_and(|slo| open.queued_bytes() >= slo.queue_bytes())
     }
 
+    /// Returns whether another packet is refused for that. As long as the guest has buffers, a burst is taken whole.
+    fn is_too_late(&self) -> bool {
+        matches!(&self.queue, Queue::Containers(open) if self.blocked && self.would_be_late(open))
+    }
+
     /// Takes a packet of `len` bytes that `fill` writes in place. It must need no change for this guest.
     ///
     /// # Errors
@@ -247,11 +253,7 @@ impl<P: SharedWords> Rx<P> {
         counters: &mut Counters,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), Refusal> {
-        // As long as the guest has buffers, a burst is taken whole.
-        if let Queue::Containers(open) = &self.queue
-            && self.blocked
-            && self.would_be_late(open)
-        {
+        if self.is_too_late() {
             counters.drops.too_late += 1;
             return Err(Refusal::NoRoom);
         }
@@ -311,8 +313,8 @@ impl<P: SharedWords> Rx<P> {
         self.audience = Audience::One;
     }
 
-    /// Takes a frame, changed as far as this guest needs it: a blank checksum filled, a super-frame segmented. What needs no
-    /// change and goes alone is not copied, but stays where it is.
+    /// Takes a frame, changed as far as this guest needs it: a blank checksum filled, a super-frame segmented. What another
+    /// guest sent and needs no change is not copied, but stays where it is.
     pub fn accept(
         &mut self,
         region: &mut [u8],
@@ -347,15 +349,7 @@ impl<P: SharedWords> Rx<P> {
             });
             return;
         }
-        if let Queue::Plain(frames) = &mut self.queue
-            && (len <= PAGE_SIZE || self.accepts.scatter)
-            && let Some(lent) = at.and_then(|at| self.pins.pin(leases, at))
-        {
-            let result = frames.push_lent(now_ns, len, meta, lent);
-            if result.is_err() {
-                self.pins.unpin(leases, lent);
-            }
-            self.note(result, len, meta, counters);
+        if at.is_some() && self.push_lent(region, now_ns, parcel, leases, counters) == Taken::Yes {
             return;
         }
         counters.rx.moved(len);
@@ -400,43 +394,6 @@ impl<P: SharedWords> Rx<P> {
         counters.rx.bytes += bytes as u64;
         self.floods.came_together(packets.len() as u64);
         Taken::Yes
-    }
-
-    /// As [`accept_container`](Self::accept_container), by way of private memory.
-    fn accept_copy(
-        &mut self,
-        region: &mut [u8],
-        now_ns: u64,
-        whole: &mut Whole<'_, P>,
-        leases: &mut Leases,
-        counters: &mut Counters,
-    ) -> Result<(), Refusal>
-    where
-        P: PageAccess,
-    {
-        let Queue::Containers(open) = &mut self.queue else { return Err(Refusal::TooLarge) };
-        whole.fill();
-        let lent = self.pins.pin(leases, whole.at);
-        let place = lent.map_or(Place::Own, Place::Lent);
-        let pushed = open.push_whole(region, now_ns, whole.bytes, whole.packets, place);
-        match (pushed, lent) {
-            (Err(_), Some(lent)) => self.pins.unpin(leases, lent),
-            (Ok(()), None) => counters.rx.moved(whole.bytes.len()),
-            _ => {}
-        }
-        pushed
-    }
-
-    /// Refers to nothing any more that guests sent: the queue will not be looked at again.
-    pub fn let_go(&mut self, leases: &mut Leases) {
-        let mut unpin = |lent| self.pins.unpin(leases, lent);
-        match &self.queue {
-            Queue::Plain(frames) => frames.iter().filter_map(|frame| frame.lent).for_each(&mut unpin),
-            Queue::Containers(open) => open
-                .waiting()
-                .filter_map(|closed| if let Place::Lent(lent) = closed.place { Some(lent) } else { None })
-                .for_each(&mut unpin),
-        }
     }
 
     fn takes_whole(&self, len: usize) -> bool {

@@ -5,7 +5,7 @@
 //! pass besides, so a guest that does not read costs nobody else any room.
 
 use drayage_wire::PAGE_SIZE;
-use drayage_wire::container::{MAX_RX_BYTES, Meta};
+use drayage_wire::container::{MAX_RX_BYTES, Meta, aligned};
 
 use crate::fabric::MAX_GUESTS;
 use crate::memory::Pages;
@@ -81,6 +81,11 @@ pub struct Lent {
 impl Lent {
     fn block(self) -> u16 {
         (self.at as usize / BLOCK_BYTES) as u16
+    }
+
+    /// Returns whether what lies at `at` is in the same block.
+    pub fn shares_block_with(self, at: u32) -> bool {
+        self.block() == Self { at, ..self }.block()
     }
 }
 
@@ -159,18 +164,26 @@ impl Scratch {
         self.memory.bytes()
     }
 
-    /// Finds room for a frame of `len` bytes, no more than a block has, that crosses no page if it fits into one.
+    /// Finds room for a frame of `len` bytes, no more than a block has, that crosses no page if it fits into one. It comes to
+    /// lie behind the last one as in a container, so that both can be copied into one together.
     pub(super) fn place(&mut self, leases: &mut Leases, len: usize) -> Option<u32> {
-        let fits = self.used % PAGE_SIZE + len <= PAGE_SIZE;
-        self.place_from(leases, if fits { self.used } else { self.used.next_multiple_of(PAGE_SIZE) }, len)
+        const FIRST: usize = aligned(0);
+        if FIRST + len > PAGE_SIZE {
+            return self.place_pages(leases, len);
+        }
+        let start = aligned(self.used);
+        let fits = start % PAGE_SIZE + len <= PAGE_SIZE;
+        let start = if fits { start } else { start.next_multiple_of(PAGE_SIZE) + FIRST };
+        self.place_from(leases, start, FIRST, len)
     }
 
     /// Finds room for a container, at a page's start, so that each of its pages is one copy.
     pub(super) fn place_pages(&mut self, leases: &mut Leases, len: usize) -> Option<u32> {
-        self.place_from(leases, self.used.next_multiple_of(PAGE_SIZE), len)
+        self.place_from(leases, self.used.next_multiple_of(PAGE_SIZE), 0, len)
     }
 
-    fn place_from(&mut self, leases: &mut Leases, mut start: usize, len: usize) -> Option<u32> {
+    /// Takes the room from `start` on in the block that is being filled, or from `first` on in the next.
+    fn place_from(&mut self, leases: &mut Leases, mut start: usize, first: usize, len: usize) -> Option<u32> {
         let block = match self.block {
             Some(block) if start + len <= BLOCK_BYTES => block,
             full => {
@@ -180,11 +193,11 @@ impl Scratch {
                 let block = leases.take()?;
                 self.filled.extend(full);
                 self.block = Some(block);
-                start = 0;
+                start = first;
                 block
             }
         };
-        self.used = (start + len).next_multiple_of(32);
+        self.used = start + len;
         Some((usize::from(block) * BLOCK_BYTES + start) as u32)
     }
 }
@@ -204,13 +217,13 @@ mod tests {
         assert_eq!(place(&mut leases, 1000), first, "nobody refers to it");
         let lent = pins.pin(&mut leases, first).expect("one");
         let second = place(&mut leases, 1000);
-        assert_eq!(second, first + 1024);
+        assert_eq!((first, second), (2, 1002), "as in a container");
         let again = pins.pin(&mut leases, second).expect("the same block");
         let third = place(&mut leases, 65_535);
         assert_eq!((third as usize % BLOCK_BYTES, leases.taken()), (0, 2));
         assert_ne!(third as usize / BLOCK_BYTES, first as usize / BLOCK_BYTES);
         pins.unpin(&mut leases, lent);
-        assert_eq!(place(&mut leases, 60), third);
+        assert_eq!(place(&mut leases, 60), third + 2);
         assert_eq!(leases.taken(), 2, "the other frame is in it");
         pins.unpin(&mut leases, again);
         assert_eq!(leases.taken(), 1);

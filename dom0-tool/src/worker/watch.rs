@@ -72,7 +72,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let start = region_start(*region);
             let memory = &self.fabric.regions.bytes()[start..start + REGION_BYTES];
             vif.rx.show_emitted(memory, self.scratch.bytes(), |emission| match emission {
-                Emission::Container(bytes) => {
+                Emission::Container { bytes, packet: find } => {
                     // It is our own, and good.
                     let Ok(header) = manifest.read(bytes) else { return };
                     if through_uplink {
@@ -86,7 +86,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                             position,
                             hold_ns: Some(header.hold_ns),
                         };
-                        capture.take(now_ns, Way::Out, travel, &bytes[packet.range()]);
+                        capture.take(now_ns, Way::Out, travel, find(packet));
                     }
                 }
                 Emission::Frame(bytes) if !through_uplink => {

@@ -294,7 +294,8 @@ impl Default for Manifest {
 pub struct Full;
 
 /// Returns the first offset at or after `end` that puts an IP header on a 4-byte boundary.
-const fn aligned(end: usize) -> usize {
+#[inline]
+pub const fn aligned(end: usize) -> usize {
     ((end + 1) & !3) + 2
 }
 
@@ -343,6 +344,12 @@ impl Writer {
     #[inline]
     pub fn total_bytes(&self) -> usize {
         self.end
+    }
+
+    /// Returns where the next packet will start.
+    #[inline]
+    pub fn next_offset(&self) -> usize {
+        aligned(self.end)
     }
 
     /// Returns whether a packet of `len` bytes still fits.

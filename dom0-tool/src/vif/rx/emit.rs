@@ -4,7 +4,7 @@
 //! It knows the ring and the queue, and neither how packets came into the queue nor who makes the copies.
 
 use drayage_wire::PAGE_SIZE;
-use drayage_wire::container::{Checksum, Meta};
+use drayage_wire::container::{Checksum, Meta, Packet};
 use drayage_wire::netif::{self, ExtraInfo, ExtraKind, RxRequest, RxResponse, rx_flags, status};
 use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
@@ -12,16 +12,22 @@ use super::{Queue, Rx, Wish};
 use crate::aggregate::{Closed, Place};
 use crate::policy::{Policy, Reason};
 use crate::slo::{Cause, Handed, Turn};
+use crate::vif::across::MOST_PAGES;
 use crate::vif::counters::{Counters, hypercalls};
 use crate::vif::scratch::{Leases, Lent};
 use crate::vif::staging::Table;
 use crate::xen::{Copies, CopyOp, DomainId, GNTST_OKAY, GrantRef, PageAccess};
 
 /// What a chain carries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Emission<'a> {
-    /// A container.
-    Container(&'a [u8]),
+    /// A container, and the way to find its packets: pieces of it may lie elsewhere.
+    Container {
+        /// Header and table, at least, where they belong.
+        bytes: &'a [u8],
+        /// Finds the bytes of a packet.
+        packet: &'a dyn Fn(&Packet) -> &'a [u8],
+    },
     /// A frame.
     Frame(&'a [u8]),
 }
@@ -62,7 +68,15 @@ impl<P: SharedWords> Rx<P> {
                         // A capture lets none go that way.
                         Place::Across => continue,
                     };
-                    each(Emission::Container(bytes(closed.start, lent, closed.bytes)));
+                    let bytes = bytes(closed.start, lent, closed.bytes);
+                    let packet = |packet: &Packet| {
+                        let offset = u32::from(packet.offset);
+                        let piece =
+                            open.pieces_of(&closed).find(|piece| (piece.start..piece.end).contains(&offset));
+                        let at = piece.map(|piece| (piece.lent.at + offset - piece.start) as usize);
+                        at.map_or(&bytes[packet.range()], |at| &blocks[at..at + usize::from(packet.len)])
+                    };
+                    each(Emission::Container { bytes, packet: &packet });
                 }
             }
             Queue::Plain(frames) => {
@@ -179,22 +193,23 @@ impl<P: SharedWords> Rx<P> {
             if slots > *available {
                 return Some(slots);
             }
-            if out.copies.room() < slots as usize {
+            if out.copies.room() < closed.copies as usize {
                 return Some(0);
             }
-            let mut left = closed.bytes;
-            let lent = if let Place::Lent(lent) = closed.place { Some(lent) } else { None };
-            let mut start = lent.map_or(closed.start, |lent| lent.at);
+            let mut grants = [GrantRef::default(); MOST_PAGES];
             for ahead in 0..slots {
                 let request: RxRequest = self.ring.peek(ahead);
                 self.ids[self.emitted_slots] = request.id;
                 self.emitted_slots += 1;
-                if ahead >= closed.skip {
-                    let len = left.min(PAGE_SIZE as u32) as u16;
-                    out.copy(self.domain, request, (start, lent), len);
-                    start += u32::from(len);
-                    left -= u32::from(len);
+                if let Some(page) = ahead.checked_sub(closed.skip) {
+                    grants[page as usize] = GrantRef(request.gref);
                 }
+            }
+            open.clear_gaps(&closed, out.sources.region, out.sources.blocks);
+            for part in open.parts(&closed) {
+                let offset = part.start as usize % PAGE_SIZE;
+                let grant = grants[part.start as usize / PAGE_SIZE];
+                out.copy(self.domain, (grant, offset), (part.from, part.is_lent), part.len);
             }
             self.ring.advance(slots);
             *available -= slots;
@@ -226,7 +241,12 @@ impl<P: SharedWords> Rx<P> {
                     continue;
                 }
                 let len = left.min(PAGE_SIZE as u32) as u16;
-                out.copy(self.domain, request, (start, frame.lent), len);
+                out.copy(
+                    self.domain,
+                    (GrantRef(request.gref), 0),
+                    (start, frame.lent.is_some()),
+                    u32::from(len),
+                );
                 start += u32::from(len);
                 left -= u32::from(len);
             }
@@ -265,14 +285,17 @@ impl<P: SharedWords> Rx<P> {
                         counters.rx.mapped_bytes += u64::from(closed.bytes);
                         true
                     } else {
-                        let done = &ops[op..op + slots as usize];
-                        op += slots as usize;
+                        let done = &ops[op..op + closed.copies as usize];
+                        op += closed.copies as usize;
                         let good = done.iter().all(|op| op.status == GNTST_OKAY);
                         answers.container(&closed, good);
                         good
                     };
                     if let Place::Lent(lent) = closed.place {
                         self.pins.unpin(leases, lent);
+                    }
+                    for piece in open.pieces_of(&closed) {
+                        self.pins.unpin(leases, piece.lent);
                     }
                     self.floods.left(u64::from(closed.packets));
                     counters.flushes.count(closed.reason);
@@ -344,14 +367,14 @@ pub struct Sources<'a> {
     /// Where it starts in the memory of a batch.
     pub region_start: usize,
     /// The blocks of what guests sent.
-    pub blocks: &'a [u8],
+    pub blocks: &'a mut [u8],
     /// Where they start there.
     pub blocks_start: usize,
 }
 
 impl Sources<'_> {
     fn again(&mut self) -> Sources<'_> {
-        Sources { region: self.region, ..*self }
+        Sources { region: self.region, blocks: self.blocks, ..*self }
     }
 }
 
@@ -363,15 +386,19 @@ struct Outgoing<'a, P> {
 }
 
 impl<P: PageAccess> Outgoing<'_, P> {
-    /// Adds the copy of bytes of the region, or of what is lent, into a posted page; makes it, if the page is mapped.
-    fn copy(&mut self, domain: DomainId, request: RxRequest, from: (u32, Option<Lent>), len: u16) {
-        let (start, lent) = from;
+    /// Adds the copy of bytes of the region, or of what is lent, to some place in a posted page; makes it, if the page is mapped.
+    fn copy(
+        &mut self,
+        domain: DomainId,
+        (grant, offset): (GrantRef, usize),
+        (start, is_lent): (u32, bool),
+        len: u32,
+    ) {
         let Sources { region, region_start, blocks, blocks_start } = &self.sources;
-        let (memory, base) =
-            if lent.is_some() { (*blocks, *blocks_start) } else { (&**region, *region_start) };
-        let mut op = CopyOp::new(base as u32 + start, GrantRef(request.gref), domain, 0, len);
+        let (memory, base) = if is_lent { (&**blocks, *blocks_start) } else { (&**region, *region_start) };
+        let mut op = CopyOp::new(base as u32 + start, grant, domain, offset as u16, len as u16);
         if let Some(table) = self.staged {
-            table.copy_in(&mut op, &memory[start as usize..start as usize + usize::from(len)]);
+            table.copy_in(&mut op, &memory[start as usize..(start + len) as usize]);
         }
         self.copies.push(op);
     }
