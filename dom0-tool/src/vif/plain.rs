@@ -74,7 +74,7 @@ impl FrameQueue {
             _ if self.tail > self.head => self.tail - self.head,
             _ => self.capacity - (self.head - self.tail),
         };
-        Room { packets: DEPTH - self.waiting, bytes: (self.capacity - used) / 2 }
+        Room { packets: DEPTH - self.waiting, bytes: (self.capacity - used) / 2, container_bytes: 0 }
     }
 
     /// Returns the frame `ahead` places after the oldest.

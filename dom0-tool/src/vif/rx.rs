@@ -73,6 +73,8 @@ pub struct Room {
     pub packets: usize,
     /// Bytes of containers, or of frames.
     pub bytes: usize,
+    /// What one container takes of that at least, where it is handed on whole; 0 for a guest without containers.
+    pub container_bytes: usize,
 }
 
 /// How RX chains look.
@@ -220,7 +222,9 @@ impl<P: SharedWords> Rx<P> {
             Queue::Plain(frames) => frames.room(),
             // A container may be closed half empty, by its table or by one that is taken whole: two are kept for that.
             Queue::Containers(open) => {
-                Room { packets: usize::MAX, bytes: open.room_bytes().saturating_sub(2 * open.size()) }
+                let container_bytes = open.size();
+                let bytes = open.room_bytes().saturating_sub(2 * container_bytes);
+                Room { packets: usize::MAX, bytes, container_bytes }
             }
         }
     }

@@ -139,7 +139,7 @@ impl<P: SharedWords> Tx<P> {
         (scratch, leases): (&mut Scratch, &mut Leases),
         staged: Option<&Table<P>>,
         copies: &mut Copies,
-        (limit, look): (usize, Look),
+        (limit, container_bytes, look): (usize, usize, Look),
     ) -> Result<Left, Fatal>
     where
         P: PageAccess,
@@ -153,7 +153,9 @@ impl<P: SharedWords> Tx<P> {
         let mut available = self.ring.available()?;
         while available > 0 {
             let first: TxRequest = self.ring.peek(0);
-            let bytes = usize::from(first.size);
+            // A container takes a place in the queue that it goes to, however little is in it.
+            let least = if self.format == Format::Plain { 0 } else { container_bytes };
+            let bytes = usize::from(first.size).max(least);
             if bytes > limit - self.taken_bytes {
                 return Ok(Left::TooMuch { bytes });
             }

@@ -35,7 +35,7 @@ enum Allowance {
     /// next may be for a guest.
     Part,
     /// As much as there is room for where it goes.
-    Bytes { to: PortId, bytes: usize },
+    Bytes { to: PortId, bytes: usize, container_bytes: usize },
 }
 
 impl Allowance {
@@ -46,6 +46,11 @@ impl Allowance {
             Self::Part => 4 * MAX_TX_BYTES,
             Self::Bytes { bytes, .. } => bytes,
         }
+    }
+
+    /// What a container counts for at least.
+    fn container_bytes(self) -> usize {
+        if let Self::Bytes { container_bytes, .. } = self { container_bytes } else { 0 }
     }
 }
 
@@ -70,7 +75,8 @@ fn allowance<P: SharedWords>(fabric: &Fabric<P>, from: usize, now_ns: u64) -> Al
     }
     let room = receiver.rx.room();
     let bytes = room.bytes.min(room.packets.saturating_mul(sender.frame_bytes));
-    Allowance::Bytes { to, bytes: bytes.saturating_sub(receiver.promised_bytes) }
+    let bytes = bytes.saturating_sub(receiver.promised_bytes);
+    Allowance::Bytes { to, bytes, container_bytes: room.container_bytes }
 }
 
 impl<X: Xen, C: Clock> Worker<X, C> {
@@ -134,7 +140,12 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             let since_ns = vif.held.take().map(|held| held.since_ns);
             let staged = vif.staging.as_ref().map(|staging| &staging.table);
             let room = (&mut self.scratch, &mut self.fabric.leases);
-            match vif.tx.gather(room, staged, &mut self.tx_copies, (allowance.bytes(), look)) {
+            match vif.tx.gather(
+                room,
+                staged,
+                &mut self.tx_copies,
+                (allowance.bytes(), allowance.container_bytes(), look),
+            ) {
                 Ok(Left::Nothing) => {
                     vif.tx_ready = false;
                     vif.tx_drained = true;
