@@ -10,6 +10,7 @@ use crate::bench::flow::Transmitter;
 use crate::bench::lab::{Lab, Source as Known};
 use crate::bench::row::{Label, Peer};
 use crate::bench::rx::{Receiver, generators};
+use crate::bench::tcp::{self, Way};
 use crate::demo::guests::Site;
 use crate::demo::report::Source;
 use crate::demo::sender::Stream;
@@ -54,6 +55,11 @@ pub fn staged(lab: &mut Lab<'_>) -> Result<()> {
             })?;
         }
         transmitter.fabric.end(lab.dom0)?;
+        for stream in [Way::In, Way::Out] {
+            let case = format!("tcp {}, {way}", stream.name());
+            let label = Label { suite: "staged", peer: Peer::D, mode, case, frame_bytes: None, varied: None };
+            tcp::stream(lab, &label, stream, options, ASK)?;
+        }
     }
     Ok(())
 }

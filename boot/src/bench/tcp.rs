@@ -21,16 +21,20 @@ const STREAM: Duration = Duration::from_secs(120);
 
 /// Which way a stream goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub enum Way {
+    /// Into the guest.
     In,
+    /// Out of it.
     Out,
+    /// Both, at once.
     Echo,
 }
 
 impl Way {
     const ALL: [Way; 3] = [Way::In, Way::Out, Way::Echo];
 
-    fn name(self) -> &'static str {
+    /// Returns the name that rows have.
+    pub fn name(self) -> &'static str {
         match self {
             Way::In => "into the guest",
             Way::Out => "out of the guest",
@@ -39,7 +43,7 @@ impl Way {
     }
 
     /// Returns the guest that serves the other end.
-    fn guest(self, peer: Peer, mode: Mode, site: Site) -> Guest {
+    fn guest(self, peer: Peer, mode: Mode, site: Site, settings: &str) -> Guest {
         let ip = site.guest_ip();
         let app = match (peer, self) {
             (Peer::A, Way::In | Way::Out) => "serve-streams --sent 11",
@@ -53,7 +57,7 @@ impl Way {
                 let up = "ip link set lo up; ip link set eth0 up";
                 linux("tcp", mode, &format!("{up}; ip addr add {ip}/24 dev eth0; peer {app}"))
             }
-            _ => ours("tcp", mode, &format!("{app} ip={ip}/24")),
+            _ => ours("tcp", mode, &format!("{app} ip={ip}/24{settings}")),
         }
     }
 }
@@ -63,22 +67,31 @@ pub fn tcp(lab: &mut Lab<'_>) -> Result<()> {
     for peer in lab.peers(&Peer::ALL) {
         for &mode in lab.modes("tcp", peer) {
             for way in Way::ALL {
-                stream(lab, peer, mode, way)?;
+                let label = Label {
+                    suite: "tcp",
+                    peer,
+                    mode,
+                    case: way.name().into(),
+                    frame_bytes: None,
+                    varied: None,
+                };
+                stream(lab, &label, way, "", "")?;
             }
         }
     }
     Ok(())
 }
 
-fn stream(lab: &mut Lab<'_>, peer: Peer, mode: Mode, way: Way) -> Result<()> {
-    let site = Site::FIRST;
+/// Measures a stream with a guest of its own, attached with options and started with settings beyond the usual ones.
+pub fn stream(lab: &mut Lab<'_>, label: &Label, way: Way, options: &str, settings: &str) -> Result<()> {
+    let (site, peer) = (Site::FIRST, label.peer);
     let ip = site.guest_ip();
     let mut path: Box<dyn Path> = match peer {
         Peer::A | Peer::B => Box::new(Stock::new(site)),
         Peer::C => Box::new(Ours::new(site, Containers::Off)),
-        Peer::D => Box::new(Ours::new(site, Containers::On)),
+        Peer::D => Box::new(Ours::new(site, Containers::On).with_options(options)),
     };
-    path.create(lab.dom0, &way.guest(peer, mode, site))?;
+    path.create(lab.dom0, &way.guest(peer, label.mode, site, settings))?;
     path.prepare(lab.dom0, Source::Linux)?;
     await_guest(lab.dom0, &ip)?;
     let (bytes, elapsed_ns) = match way {
@@ -98,12 +111,11 @@ fn stream(lab: &mut Lab<'_>, peer: Peer, mode: Mode, way: Way) -> Result<()> {
             (report.sent_bytes + report.received_bytes, report.elapsed_ns)
         }
     };
-    let label = Label { suite: "tcp", peer, mode, case: way.name().into(), frame_bytes: None, varied: None };
     let unit = match lab.time {
         Time::Instructions => "MB per 10^9 instructions",
         Time::Wall => "MB per second of the emulator",
     };
-    let row = Row::new(&label, lab.time, "goodput", unit, bytes as f64 * 1e3 / elapsed_ns as f64);
-    lab.add(row, &label);
+    let row = Row::new(label, lab.time, "goodput", unit, bytes as f64 * 1e3 / elapsed_ns as f64);
+    lab.add(row, label);
     path.end(lab.dom0)
 }

@@ -2,10 +2,11 @@
 //! references.
 //!
 //! A Rust reference promises that nobody else writes what it points at, and the compiler may read twice
-//! through it. So shared memory is only reached through these two types, which use atomics for words and
-//! volatile accesses for bulk copies. They know neither who shares the memory nor what lies in it.
+//! through it. So shared memory is only reached through these two types, which use atomics for words, and
+//! volatile accesses or the processor's own copying for bulk. They know neither who shares the memory nor what lies in it.
 #![no_std]
 
+use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -107,22 +108,11 @@ impl SharedBytes {
     /// [`OutOfRange`]; nothing is then copied.
     pub fn copy_out(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfRange> {
         self.check(offset, into.len())?;
-        let (words, tail) = into.as_chunks_mut::<8>();
-        let bulk = words.len() * 8;
-        for (i, word) in words.iter_mut().enumerate() {
-            // SAFETY: `offset + into.len()` was checked to lie in the range that `new` was promised.
-            let at = unsafe { self.start.add(offset + i * 8) };
-            // SAFETY: eight readable bytes at `at`, by the same check; the read is volatile, so it is made
-            // once, of a type that needs no alignment and for which every bit pattern is a value.
-            let Unaligned(value) = unsafe { at.cast::<Unaligned>().read_volatile() };
-            *word = value.to_ne_bytes();
-        }
-        for (i, byte) in tail.iter_mut().enumerate() {
-            // SAFETY: in range by the same check.
-            let at = unsafe { self.start.add(offset + bulk + i) };
-            // SAFETY: one readable byte, by the same check.
-            *byte = unsafe { at.read_volatile() };
-        }
+        let to = NonNull::from(&mut *into).cast();
+        // SAFETY: `offset + into.len()` was checked to lie in the range that `new` was promised.
+        let from = unsafe { self.start.add(offset) };
+        // SAFETY: as many bytes can be read, by the same check, and written, as `into` is borrowed for that.
+        unsafe { copy(from, to, into.len()) };
         Ok(())
     }
 
@@ -132,20 +122,10 @@ impl SharedBytes {
     /// [`OutOfRange`]; nothing is then copied.
     pub fn copy_in(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRange> {
         self.check(offset, from.len())?;
-        let (words, tail) = from.as_chunks::<8>();
-        let bulk = words.len() * 8;
-        for (i, word) in words.iter().enumerate() {
-            // SAFETY: `offset + from.len()` was checked to lie in the range that `new` was promised.
-            let at = unsafe { self.start.add(offset + i * 8) };
-            // SAFETY: eight writable bytes at `at`, by the same check; the type needs no alignment.
-            unsafe { at.cast::<Unaligned>().write_volatile(Unaligned(u64::from_ne_bytes(*word))) };
-        }
-        for (i, byte) in tail.iter().enumerate() {
-            // SAFETY: in range by the same check.
-            let at = unsafe { self.start.add(offset + bulk + i) };
-            // SAFETY: one writable byte, by the same check.
-            unsafe { at.write_volatile(*byte) };
-        }
+        // SAFETY: `offset + from.len()` was checked to lie in the range that `new` was promised.
+        let to = unsafe { self.start.add(offset) };
+        // SAFETY: as many bytes can be written, by the same check, and read, as `from` is borrowed for that.
+        unsafe { copy(NonNull::from(from).cast(), to, from.len()) };
         Ok(())
     }
 
@@ -157,29 +137,62 @@ impl SharedBytes {
     pub fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> Result<(), OutOfRange> {
         self.check(offset, len)?;
         to.check(at, len)?;
-        let bulk = len - len % 8;
-        for i in (0..bulk).step_by(8) {
-            // SAFETY: `offset + len` was checked to lie in the range that `new` was promised.
-            let source = unsafe { self.start.add(offset + i) };
-            // SAFETY: `at + len` was checked to lie in the range that the other's `new` was promised.
-            let target = unsafe { to.start.add(at + i) };
-            // SAFETY: eight readable bytes, by the first check; every bit pattern is a value of the type, which needs no
-            // alignment.
-            let word = unsafe { source.cast::<Unaligned>().read_volatile() };
-            // SAFETY: eight writable bytes, by the second check.
-            unsafe { target.cast::<Unaligned>().write_volatile(word) };
-        }
-        for i in bulk..len {
-            // SAFETY: in range by the first check.
-            let source = unsafe { self.start.add(offset + i) };
-            // SAFETY: in range by the second check.
-            let target = unsafe { to.start.add(at + i) };
-            // SAFETY: one readable byte, by the first check.
-            let byte = unsafe { source.read_volatile() };
-            // SAFETY: one writable byte, by the second check.
-            unsafe { target.write_volatile(byte) };
-        }
+        // SAFETY: `offset + len` was checked to lie in the range that `new` was promised.
+        let source = unsafe { self.start.add(offset) };
+        // SAFETY: `at + len` was checked to lie in the range that the other's `new` was promised.
+        let target = unsafe { to.start.add(at) };
+        // SAFETY: as many bytes can be read and written, by the two checks.
+        unsafe { copy(source, target, len) };
         Ok(())
+    }
+}
+
+/// Copies shorter than this go word by word: an instruction that repeats has a start of its own.
+const LEAST_REPEATED: usize = 64;
+
+/// Copies bytes that somebody else may change meanwhile, each read once and written once.
+///
+/// # Safety
+/// `len` bytes can be read at `from` and written at `to`, and nobody in this program holds a reference to what lies
+/// in shared memory of them.
+unsafe fn copy(from: NonNull<u8>, to: NonNull<u8>, len: usize) {
+    let mut done = 0;
+    if len >= LEAST_REPEATED {
+        done = len & !7;
+        // SAFETY: reads and writes `done <= len` bytes, which the caller promised; the direction flag is clear by the
+        // rules of `asm!`, which does not let the compiler assume what was read.
+        unsafe {
+            asm!(
+                "rep movsq",
+                inout("rcx") len / 8 => _,
+                inout("rsi") from.as_ptr() => _,
+                inout("rdi") to.as_ptr() => _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+    while len - done >= 8 {
+        // SAFETY: eight bytes of the `len` are left from `done` on, there and below.
+        let from = unsafe { from.add(done) };
+        // SAFETY: the same.
+        let to = unsafe { to.add(done) };
+        // SAFETY: eight readable bytes; the read is volatile, so it is made once, of a type that needs no alignment and
+        // for which every bit pattern is a value.
+        let word = unsafe { from.cast::<Unaligned>().read_volatile() };
+        // SAFETY: eight writable bytes; the type needs no alignment.
+        unsafe { to.cast::<Unaligned>().write_volatile(word) };
+        done += 8;
+    }
+    while done < len {
+        // SAFETY: a byte of the `len` is left at `done`, there and below.
+        let from = unsafe { from.add(done) };
+        // SAFETY: the same.
+        let to = unsafe { to.add(done) };
+        // SAFETY: one readable byte.
+        let byte = unsafe { from.read_volatile() };
+        // SAFETY: one writable byte.
+        unsafe { to.write_volatile(byte) };
+        done += 1;
     }
 }
 
@@ -225,5 +238,25 @@ mod tests {
         assert_eq!(there[5..34], pattern);
         assert_eq!(shared.copy_across(36, &other, 0, 29), Err(OutOfRange));
         assert_eq!(shared.copy_across(0, &other, 36, 5), Err(OutOfRange));
+    }
+
+    #[test]
+    fn copies_of_every_length_from_every_place_leave_the_rest_alone() {
+        let mut bytes = [0u8; 256];
+        // SAFETY: the array outlives `shared`, and is not touched while `shared` lives.
+        let shared = unsafe { SharedBytes::new(NonNull::from(&mut bytes).cast(), 256) };
+        let pattern: [u8; 200] = core::array::from_fn(|i| i as u8 + 1);
+        for at in 0..16 {
+            for len in 0..=pattern.len() {
+                assert_eq!(shared.copy_in(0, &[0xaa; 256]), Ok(()));
+                assert_eq!(shared.copy_in(at, &pattern[..len]), Ok(()));
+                let mut back = [0xbb; 256];
+                assert_eq!(shared.copy_out(at, &mut back[1..=len]), Ok(()));
+                assert_eq!((&back[1..=len], back[0], back[len + 1]), (&pattern[..len], 0xbb, 0xbb));
+                assert_eq!(shared.copy_out(0, &mut back), Ok(()));
+                assert!(back[..at].iter().chain(&back[at + len..]).all(|byte| *byte == 0xaa));
+                assert_eq!(back[at..at + len], pattern[..len]);
+            }
+        }
     }
 }
