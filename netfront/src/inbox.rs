@@ -22,6 +22,8 @@ const KEPT_AT: usize = 26;
 const KEPT_BYTES: usize = HEADER_BYTES - KEPT_AT;
 /// Where the UDP header starts.
 const UDP_AT: usize = 34;
+/// Where the length of the datagram is.
+const UDP_LEN_AT: usize = 38;
 /// Addresses of ours that are known here; more are the stack's.
 const ADDRESSES: usize = 4;
 /// How often datagrams go to the stack all the same. It puts off forgetting a neighbour from which something comes, which
@@ -195,7 +197,8 @@ impl Inboxes {
             // Neither a fragment nor the first of several.
             && half(head, 20) & 0x3fff == 0
             && head[23] == 17;
-        let (packet_end, end) = (14 + usize::from(half(head, 16)), UDP_AT + usize::from(half(head, 38)));
+        let (packet_end, end) =
+            (14 + usize::from(half(head, 16)), UDP_AT + usize::from(half(head, UDP_LEN_AT)));
         if !plain
             || end < HEADER_BYTES
             || end > packet_end
@@ -307,6 +310,9 @@ impl Inbox {
         }
         if let Some(room) = self.bytes.get_mut(self.tail..self.tail + len) {
             copy(kept, room);
+            // The length that was looked at: the frame may lie where its sender still writes.
+            let datagram = (len - (UDP_AT - KEPT_AT)) as u16;
+            room[UDP_LEN_AT - KEPT_AT..][..2].copy_from_slice(&datagram.to_be_bytes());
             self.tail += len;
         }
     }
@@ -323,7 +329,7 @@ impl Inbox {
         let rest = self.bytes.get(self.head..)?;
         let (&[a, b, c, d, e, f, g, h, i, j, _, _, high, low, _, _], rest) =
             rest.split_first_chunk::<KEPT_BYTES>()?;
-        // It was looked at when it was queued.
+        // Written when it was queued.
         let len = usize::from(u16::from_be_bytes([high, low])) - (HEADER_BYTES - UDP_AT);
         self.head += KEPT_BYTES + len;
         let bytes = rest.get(..len)?;

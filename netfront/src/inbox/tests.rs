@@ -240,3 +240,13 @@ fn a_queue_keeps_order_and_bytes_over_its_end_and_counts_what_it_cannot_take() {
     assert_eq!(inboxes.lost(), lost);
     assert!(lost > 100, "{lost}");
 }
+
+#[test]
+fn a_length_that_changes_after_it_was_looked_at_changes_nothing() {
+    let mut frame = plain();
+    let mut inbox = Inbox::new(9, 256);
+    frame[UDP_LEN_AT..UDP_LEN_AT + 2].fill(0);
+    inbox.push(&frame[KEPT_AT..45]);
+    assert_eq!(inbox.pop().map(|received| received.bytes.to_vec()), Some(b"hi!".to_vec()));
+    assert!(inbox.is_empty());
+}
