@@ -89,7 +89,8 @@ fn about(suite: &str) -> &'static str {
         }
         "boot" => {
             "From the guest's creation to its first answered ping, and the CPU time that its domain took for it, on a machine \
-             with one CPU. Our guest has 8 MiB of memory. Mini-OS is not compared: Debian has no package of it."
+             with one CPU. Our guest has 8 MiB of memory. Mini-OS is not compared: Debian has no package of it, and \
+             Xen's source package there leaves it out."
         }
         _ => "",
     }
