@@ -49,8 +49,8 @@ mod egress_tests;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
-mod routing;
+mod ingress_tests;
 #[cfg(test)]
-mod short_way;
+mod routing;
 #[cfg(test)]
 mod tests;

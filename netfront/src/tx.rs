@@ -8,11 +8,13 @@
 //! A backend may answer out of order (Linux's does), so a page is free when the request that names it was
 //! answered, and the slot of a page that is not free is not used: until then, the ring counts as full.
 
+mod pack;
+
 use core::num::NonZeroU16;
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum::{blank, fill};
-use drayage_wire::container::{Checksum, DESCRIPTOR_BYTES, Gso, GsoKind, HEADER_BYTES, Meta, Writer};
+use drayage_wire::container::{Checksum, Gso, GsoKind};
 use drayage_wire::netif::{
     ExtraInfo, ExtraKind, MAX_TX_SLOTS, RING_SLOTS, Tx, TxRequest, TxResponse, status, tx_flags,
 };
@@ -21,15 +23,12 @@ use crate::counters::TxCounters;
 use crate::platform::{DomainId, GrantRef, Platform, Refused, StillInUse};
 use crate::pool::{SendPool, SharedRing};
 use crate::rx::{Broken, MIRROR_PAGES};
+use pack::{FRONT_BYTES, Open};
 
 /// Slots that only replies to received packets may use, so that a full ring does not cost them.
 const RESERVED_SLOTS: u32 = 32;
 /// The most bytes of a frame: a request says how many in 16 bits.
 const MAX_FRAME_BYTES: usize = u16::MAX as usize;
-/// Bytes of a container in front of its first packet, where its table has room for that one alone.
-const FRONT_BYTES: usize = HEADER_BYTES + DESCRIPTOR_BYTES + 2;
-/// The smallest descriptor table of a container: what a guest that says little needs.
-const FEWEST_DESCRIPTORS: usize = 8;
 
 /// What the backend takes from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,15 +55,6 @@ pub(crate) enum Mode {
         /// See above.
         max_bytes: usize,
     },
-}
-
-/// A container that is being filled.
-#[derive(Clone, Copy, Debug)]
-struct Open {
-    writer: Writer,
-    first: usize,
-    size: usize,
-    opened_ns: u64,
 }
 
 /// The sending half of a connection.
@@ -310,47 +300,6 @@ impl<P: Platform> TxQueue<P> {
         Ok(result)
     }
 
-    fn pack_frame<R, F: FnOnce(&mut [u8]) -> (R, Checksum)>(
-        &mut self,
-        len: usize,
-        gso: Option<Gso>,
-        max_bytes: usize,
-        counters: &mut TxCounters,
-        write: F,
-    ) -> Result<R, F> {
-        if self.open.as_ref().is_some_and(|open| !open.writer.fits(len)) {
-            self.close_container(counters);
-        }
-        if self.open.is_none() {
-            self.open = self.open_container(len, max_bytes, counters);
-        }
-        let Some(open) = &mut self.open else { return Err(write) };
-        let (mut write, mut checksum) = (Some(write), Checksum::Unverified);
-        let pushed = self.pool.bytes_mut(open.first, open.size).and_then(|buffer| {
-            let fill = |frame: &mut [u8]| {
-                let Some((result, found)) = write.take().map(|write| write(frame)) else {
-                    return (None, Meta::default());
-                };
-                checksum = found;
-                (Some(result), Meta { checksum, gso })
-            };
-            open.writer.push_described(buffer, len, fill).ok().flatten()
-        });
-        match (pushed, write) {
-            (Some(result), _) => {
-                counters.blank_checksums += u64::from(checksum == Checksum::Blank);
-                Ok(result)
-            }
-            (None, Some(write)) => {
-                if open.writer.is_empty() {
-                    self.open = None;
-                }
-                Err(write)
-            }
-            (None, None) => unreachable!("`write` is taken where its result is kept"),
-        }
-    }
-
     /// Returns whether `slots` slots and as many pages as one range can be used, after a look at the answers if
     /// need be.
     fn make_room(&mut self, pages: usize, slots: usize, counters: &mut TxCounters) -> bool {
@@ -360,35 +309,6 @@ impl<P: Platform> TxQueue<P> {
 
     fn has_space(&mut self, pages: usize, slots: usize) -> bool {
         self.ring.get().free_slots() as usize >= slots && self.room(pages) == pages
-    }
-
-    fn open_container(&mut self, len: usize, max_bytes: usize, counters: &mut TxCounters) -> Option<Open> {
-        let least = (len + FRONT_BYTES).div_ceil(PAGE_SIZE);
-        self.make_room(least, least, counters);
-        let pages = self.room(max_bytes.div_ceil(PAGE_SIZE));
-        let size = max_bytes.min(pages * PAGE_SIZE);
-        // Twice what the rounds before had: a guest that says little sends no empty table, and one that says
-        // more and more soon has a table for all of it.
-        let (packets, bytes) = self.round[0].max(self.round[1]);
-        let each = bytes.checked_div(packets).unwrap_or(len).next_multiple_of(4) + DESCRIPTOR_BYTES;
-        let writer = Writer::new(size, (size / each).min((2 * packets).max(FEWEST_DESCRIPTORS)));
-        let writer = if writer.fits(len) { writer } else { Writer::new(size, 1) };
-        if !writer.fits(len) {
-            return None;
-        }
-        let first = self.ring.get().next_request().slot();
-        Some(Open { writer, first, size, opened_ns: self.platform.now_ns() })
-    }
-
-    fn close_container(&mut self, counters: &mut TxCounters) {
-        let Some(mut open) = self.open.take() else { return };
-        let Some(buffer) = self.pool.bytes_mut(open.first, open.size) else { return };
-        let hold_ns = self.platform.now_ns().saturating_sub(open.opened_ns);
-        let total = open.writer.finish(buffer, self.sequence, hold_ns.try_into().unwrap_or(u32::MAX));
-        self.sequence = self.sequence.wrapping_add(1);
-        counters.containers += 1;
-        self.push_chain(total, 0, None, counters);
-        self.notify |= self.ring.get().publish();
     }
 
     /// Pushes the requests for `total` bytes from the next slot's page on. There is room for them.
