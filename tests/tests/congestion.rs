@@ -6,8 +6,9 @@ use std::os::fd::BorrowedFd;
 use drayage::aggregate::Wrap;
 use drayage::port::{Budget, Sent, Uplink};
 use drayage::vif::rx::Wish;
-use drayage::vif::{Connection, rx};
+use drayage::vif::{Connection, rx, tx};
 use drayage_tests::fleet::{Fleet, frame, own};
+use drayage_tests::hand;
 use drayage_tests::rawfront::{PAGES, RawFront};
 use drayage_tests::world::LAN;
 use drayage_wire::container::Meta;
@@ -238,6 +239,35 @@ fn a_word_to_somebody_else_before_a_stream_makes_nobody_lose_it() {
         assert!(sent > 200 && fleet.counters(0, &sender).tx.packets > 100, "{sent} in the ring");
         fleet.hv.assert_clean();
     }
+}
+
+/// A container that is handed on whole takes a place in the queue, of which there are few, however little is in it.
+#[test]
+fn half_empty_containers_count_by_the_places_that_they_take() {
+    let mut fleet = Fleet::new(1);
+    let mut sender = fleet.guest(0, 5, |connection| {
+        connection.tx_format = tx::Format::Containers { size: 65_535 };
+    });
+    let slow = fleet.guest(0, 6, |connection| {
+        connection.rx_format = rx::Format::Containers { size: 65_536, wrap: Wrap::Allowed };
+    });
+    for n in 0..200 {
+        let mut frame = numbered(own(6), own(5), n);
+        frame.resize(1700, 0);
+        sender.send_bytes(n as usize, &hand::container(&[&frame, &frame], n));
+        if n == 0 {
+            // From now on it is known where they go.
+            fleet.workers[0].pass();
+        }
+    }
+    for _ in 0..20 {
+        fleet.workers[0].pass();
+        fleet.clock.advance(PATIENCE_NS / 30);
+    }
+    let counters = fleet.counters(0, &slow);
+    assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
+    assert!(counters.rx.packets > 64, "{} packets", counters.rx.packets);
+    fleet.hv.assert_clean();
 }
 
 /// An uplink behind which somebody says a word, and takes what is sent to him.
