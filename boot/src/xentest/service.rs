@@ -18,7 +18,7 @@ const TAP: &str = "dry0";
 /// Where its control groups are.
 const GROUPS: &str = "/sys/fs/cgroup/manager";
 /// The daemon's process, as dom0 numbers it.
-const DAEMON: &str = "$(pidof drayage)";
+const DAEMON: &str = "$(for pid in $(pidof drayage); do [ -e /proc/$pid/exe ] && echo $pid; done)";
 
 /// Goes before what talks to systemd, which answers only who is in its namespaces.
 const INSIDE: &str = "nsenter -t $(pidof systemd) -m -p";

@@ -20,6 +20,8 @@ const CHUNK: usize = 8192;
 
 /// Attempts for one datagram.
 const ATTEMPTS: u64 = 5;
+/// How long each lasts.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fills a buffer with bytes that depend on a seed (xorshift64*).
 pub fn fill_pseudo_random(buffer: &mut [u8], seed: u64) {
@@ -41,7 +43,7 @@ pub fn udp_client(to: IpAddr, port: u16, count: u64, len_bytes: usize) -> Result
     };
     let socket = UdpSocket::bind(local).context("opening a UDP socket")?;
     socket.connect((to, port)).with_context(|| format!("UDP to {to} port {port}"))?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     let mut report = new_report("udp");
     let started_ns = sys::monotonic_ns();
     for at in 0..count {
@@ -60,18 +62,20 @@ pub fn udp_client(to: IpAddr, port: u16, count: u64, len_bytes: usize) -> Result
     Ok(report)
 }
 
-/// Sends a datagram until something comes back.
+/// Sends a datagram until something comes back. An attempt that is refused at once lasts as long as any other: a guest
+/// answers pings before the service that is meant listens.
 fn exchange(socket: &UdpSocket, payload: &[u8], retries: &mut u64) -> Result<Option<Vec<u8>>> {
     let mut answer = vec![0; payload.len() + 64];
     for attempt in 0..ATTEMPTS {
         *retries += u64::from(attempt > 0);
+        let began_ns = sys::monotonic_ns();
         let result = socket.send(payload).and_then(|_| socket.recv(&mut answer));
         match result {
             Ok(len) => {
                 answer.truncate(len);
                 return Ok(Some(answer));
             }
-            Err(error) if is_transient(&error) => {}
+            Err(error) if is_transient(&error) => sys::sleep_until(began_ns + PATIENCE.as_nanos() as u64),
             Err(error) => return Err(error).context("UDP echo"),
         }
     }
@@ -279,5 +283,21 @@ mod tests {
         fill_pseudo_random(&mut two, 2);
         assert_ne!(one, two);
         assert_ne!(one[..8], one[8..16]);
+    }
+
+    #[test]
+    fn a_service_may_listen_a_little_after_it_is_first_asked() {
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let service = thread::spawn(move || {
+            thread::sleep(PATIENCE / 4);
+            let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+            let mut buffer = [0; 64];
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            socket.send_to(&buffer[..len], from).unwrap();
+        });
+        let report = udp_client([127, 0, 0, 1].into(), port, 1, 32).unwrap();
+        assert_eq!((report.mismatched, report.received_bytes), (0, 32), "{report:?}");
+        assert!(report.retries > 0, "it was refused at first");
+        service.join().unwrap();
     }
 }
