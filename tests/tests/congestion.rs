@@ -241,32 +241,78 @@ fn a_word_to_somebody_else_before_a_stream_makes_nobody_lose_it() {
     }
 }
 
-/// A container that is handed on whole takes a place in the queue, of which there are few, however little is in it.
-#[test]
-fn half_empty_containers_count_by_the_places_that_they_take() {
-    let mut fleet = Fleet::new(1);
+/// A guest that sends containers, and so many of one page, filled by half, that its ring is full of them: the `n`th goes to
+/// `to(n)`. `before` is called with each while it is alone in the ring.
+fn half_empty_containers(
+    fleet: &mut Fleet,
+    to: impl Fn(u32) -> [u8; 6],
+    mut before: impl FnMut(&mut Fleet, u32),
+) -> RawFront {
     let mut sender = fleet.guest(0, 5, |connection| {
         connection.tx_format = tx::Format::Containers { size: 65_535 };
     });
-    let slow = fleet.guest(0, 6, |connection| {
-        connection.rx_format = rx::Format::Containers { size: 65_536, wrap: Wrap::Allowed };
-    });
     for n in 0..200 {
-        let mut frame = numbered(own(6), own(5), n);
+        let mut frame = numbered(to(n), own(5), n);
         frame.resize(1700, 0);
         sender.send_bytes(n as usize, &hand::container(&[&frame, &frame], n));
-        if n == 0 {
-            // From now on it is known where they go.
+        before(fleet, n);
+    }
+    sender
+}
+
+fn large_containers(connection: &mut Connection) {
+    connection.rx_format = rx::Format::Containers { size: 65_536, wrap: Wrap::Allowed };
+}
+
+/// A container that is handed on whole takes a place in the queue, of which there are few, however little is in it: where
+/// it is known where they go, where it is not, and where what came before went to an uplink.
+#[test]
+fn half_empty_containers_count_by_the_places_that_they_take() {
+    for first_to in [Some(own(6)), None, Some(FAR)] {
+        let mut fleet = Fleet::new(1);
+        let far = fleet.uplink(0, LAN);
+        far.send(frame(own(5), FAR, 0));
+        fleet.passes();
+        let slow = fleet.guest(0, 6, large_containers);
+        let to = |n| first_to.filter(|_| n == 0).unwrap_or(own(6));
+        // One that goes ahead says where the others are taken to go.
+        let ahead = first_to.is_some();
+        half_empty_containers(&mut fleet, to, |fleet, n| {
+            if n == 0 && ahead {
+                fleet.workers[0].pass();
+            }
+        });
+        for _ in 0..20 {
             fleet.workers[0].pass();
+            fleet.clock.advance(PATIENCE_NS / 30);
+        }
+        let counters = fleet.counters(0, &slow);
+        assert_eq!(counters.drops.total(), 0, "{first_to:?} first: {:?}", counters.drops);
+        assert!(counters.rx.packets > 64, "{} packets", counters.rx.packets);
+        fleet.hv.assert_clean();
+    }
+}
+
+#[test]
+fn half_empty_containers_for_several_who_read_find_room() {
+    let mut fleet = Fleet::new(1);
+    let readers = [6, 7].map(|id| fleet.guest(0, id, large_containers));
+    // In each hundred, all but the first go to one of the two, who has pages for 64.
+    let to = |n| own(if n % 100 == 0 { 7 } else { 6 });
+    let mut sender = half_empty_containers(&mut fleet, to, |_, _| ());
+    let mut readers = readers.map(|reader| (reader, 0));
+    for _ in 0..200 {
+        fleet.workers[0].pass();
+        sender.answers();
+        for (reader, came) in &mut readers {
+            *came += reader.take_frames().len();
         }
     }
-    for _ in 0..20 {
-        fleet.workers[0].pass();
-        fleet.clock.advance(PATIENCE_NS / 30);
+    for ((reader, came), containers) in readers.iter().zip([198, 2]) {
+        let counters = fleet.counters(0, reader);
+        assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
+        assert_eq!((*came, counters.rx.packets), (containers, 2 * containers as u64));
     }
-    let counters = fleet.counters(0, &slow);
-    assert_eq!(counters.drops.total(), 0, "{:?}", counters.drops);
-    assert!(counters.rx.packets > 64, "{} packets", counters.rx.packets);
     fleet.hv.assert_clean();
 }
 

@@ -5,10 +5,11 @@
 //! while all that it sent last went to that one guest, never for longer than [`PATIENCE_NS`], and not at all for a
 //! guest that has taken nothing for that long. What comes then finds a full queue, and is lost there.
 
-use drayage_wire::container::MAX_TX_BYTES;
+use drayage_wire::container::{MAX_RX_BYTES, MAX_TX_BYTES};
 use drayage_wire::ring::SharedWords;
 
 use super::{Worker, earlier, fail, watch};
+use crate::aggregate::REGION_BYTES;
 use crate::capture::Way;
 use crate::clock::Clock;
 use crate::fabric::{Fabric, Forwarded, Kind, Origin, Port, Via};
@@ -23,13 +24,18 @@ use crate::xen::Xen;
 /// credit2, 30 with credit), as a sender and its receiver may share one.
 const PATIENCE_NS: u64 = 30_000_000;
 
+/// Places that the queue of a guest with containers of any size has for them. Each takes one, however little is in it,
+/// where it is handed on whole; two are kept for what is closed half empty (`Rx::room`).
+const PLACES: usize = REGION_BYTES / MAX_RX_BYTES;
+
 /// How much may be taken from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Allowance {
     /// Whatever it has.
     All,
-    /// A container's worth: it is not known where it goes, or it goes to several. The next one, in the pass that follows at
-    /// once, may be for one only, who is not to get all that a ring holds at once then.
+    /// A container's worth, in no more containers than take half of a queue's places: it is not known where it goes, or it
+    /// goes to several. The next one, in the pass that follows at once, may be for one only, who is not to get all that a
+    /// ring holds at once then.
     Little,
     /// As much as the queue of a guest has room for while nothing waits there: all goes out by an uplink, but what comes
     /// next may be for a guest.
@@ -50,7 +56,12 @@ impl Allowance {
 
     /// What a container counts for at least.
     fn container_bytes(self) -> usize {
-        if let Self::Bytes { container_bytes, .. } = self { container_bytes } else { 0 }
+        match self {
+            Self::All => 0,
+            Self::Little => self.bytes() / (PLACES / 2),
+            Self::Part => self.bytes() / (PLACES - 2),
+            Self::Bytes { container_bytes, .. } => container_bytes,
+        }
     }
 }
 
