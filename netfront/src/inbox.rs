@@ -12,7 +12,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use drayage_wire::checksum::{Verdict, verify};
+use drayage_wire::checksum::{Verdict, is_ipv4_header_good, verify};
 
 /// Bytes of the headers of Ethernet, IPv4 and UDP, in front of the payload.
 const HEADER_BYTES: usize = 42;
@@ -114,11 +114,7 @@ fn word(head: &[u8; HEADER_BYTES], at: usize) -> u32 {
 /// Returns whether the sum of an IPv4 header without options is right.
 #[inline]
 fn is_header_good(head: &[u8; HEADER_BYTES]) -> bool {
-    let sum: u64 = [14, 18, 22, 26, 30].iter().map(|at| u64::from(word(head, *at))).sum();
-    // Below 5 * 2^32, so below 2^17 + 2^16, then at most 2^16 + 1.
-    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum == 0xffff
+    head.get(14..).and_then(<[u8]>::first_chunk).is_some_and(is_ipv4_header_good)
 }
 
 impl Inboxes {

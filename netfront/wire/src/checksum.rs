@@ -52,43 +52,56 @@ pub enum Verdict {
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Returns the ones' complement sum of `bytes`, unfolded to 16 bits but not inverted. Odd tails are padded.
+/// Returns the ones' complement sum of `bytes`, folded to 16 bits but not inverted. Odd tails are padded.
 #[inline]
 pub fn sum(bytes: &[u8]) -> u16 {
-    // Four lanes of 32-bit words in 64-bit sums: no carry is lost below 2^32 words.
-    let (chunks, tail) = bytes.as_chunks::<16>();
-    let (mut a, mut b, mut c, mut d) = (0u64, 0u64, 0u64, 0u64);
+    fold(total(bytes)).swap_bytes()
+}
+
+/// Returns the sum of the little-endian words of `bytes`, to be folded: the sum is independent of byte order (RFC 1071
+/// 2(B)), so what is made of this is swapped once. It is congruent to that of all 16-bit words, modulo 2^16 - 1, and zero
+/// only if each of them is.
+#[inline]
+fn total(bytes: &[u8]) -> u64 {
+    // Twice as wide as what is added: an addition and one of the carry for each eight bytes.
+    let mut total = 0u128;
+    let (chunks, rest) = bytes.as_chunks::<32>();
     for chunk in chunks {
-        let words = u128::from_ne_bytes(*chunk);
-        a += u64::from(words as u32);
-        b += u64::from((words >> 32) as u32);
-        c += u64::from((words >> 64) as u32);
-        d += u64::from((words >> 96) as u32);
+        for words in chunk.as_chunks::<8>().0 {
+            total += u128::from(u64::from_le_bytes(*words));
+        }
     }
-    let mut total = a + b + c + d;
-    let mut tail = tail;
-    if let Some((eight, rest)) = tail.split_first_chunk::<8>() {
-        let words = u64::from_ne_bytes(*eight);
-        total += u64::from(words as u32) + (words >> 32);
-        tail = rest;
+    let (words, tail) = rest.as_chunks::<8>();
+    for words in words {
+        total += u128::from(u64::from_le_bytes(*words));
     }
-    if let Some((four, rest)) = tail.split_first_chunk::<4>() {
-        total += u64::from(u32::from_ne_bytes(*four));
-        tail = rest;
-    }
-    if let Some((two, rest)) = tail.split_first_chunk::<2>() {
-        total += u64::from(u16::from_ne_bytes(*two));
-        tail = rest;
-    }
-    if let [last] = tail {
-        total += u64::from(u16::from_ne_bytes([*last, 0]));
-    }
-    // The sum is independent of byte order (RFC 1071 2(B)): swapped once, here.
-    u16::from_be(fold(total))
+    let last = match bytes.last_chunk::<8>() {
+        // Those of the last eight bytes that were not summed yet: shifted in two steps, as there may be none.
+        Some(last) => u64::from_le_bytes(*last) >> 8 >> (56 - 8 * tail.len()),
+        None => tail.iter().rev().fold(0, |last, byte| last << 8 | u64::from(*byte)),
+    };
+    total += u128::from(last);
+    // 2^64 is congruent to 1.
+    let (low, carries) = (total as u64, (total >> 64) as u64);
+    let (total, carry) = low.overflowing_add(carries);
+    total + u64::from(carry)
+}
+
+/// Returns whether the words of a sum with its checksum come to all ones, in whichever byte order. No carry is folded for
+/// that: it is so where the sum is a multiple of 2^16 - 1, unless it is zero.
+#[inline]
+const fn is_all_ones(total: u64) -> bool {
+    total.is_multiple_of(0xffff) && total != 0
+}
+
+/// Returns whether the checksum of an IPv4 header without options is right.
+#[inline]
+pub fn is_ipv4_header_good(header: &[u8; 20]) -> bool {
+    is_all_ones(total(header))
 }
 
 const fn fold(total: u64) -> u16 {
-    // Below 2^33, then 2^18, then 2^16 + 3, then 2^16.
+    // Below 2^33, then 2^17 + 2^16, then 2^16 + 2, then 2^16.
     let total = (total & 0xffff_ffff) + (total >> 32);
     let total = (total & 0xffff) + (total >> 16);
     let total = (total & 0xffff) + (total >> 16);
@@ -105,41 +118,67 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
 
+/// Where a TCP or UDP header starts behind an Ethernet header and an IPv4 header without options.
+const PLAIN_START: usize = 34;
+/// Where the protocol's number and the addresses are in such a frame.
+const PROTOCOL_AT: usize = 23;
+const ADDRESSES: usize = 26;
+
 /// Returns where the frame's TCP or UDP checksum is, or `None` if it has none that is understood.
 #[inline]
 pub fn locate(frame: &[u8]) -> Option<Site> {
     match frame.first_chunk::<42>() {
-        Some(head) if head[12] == 8 && head[13] == 0 && head[14] == 0x45 => locate_plain(head, frame.len()),
+        Some(head) if is_plain(head) => locate_plain(head, frame.len()),
         _ => locate_any(frame),
     }
 }
 
-/// As [`locate`], for a frame of so many bytes that holds IPv4 without a VLAN tag and without options: most do, and
-/// this is asked of every packet.
+/// Returns whether a frame holds IPv4 without a VLAN tag and without options: most do, and this is asked of every
+/// packet.
 #[inline]
-fn locate_plain(head: &[u8; 42], len: usize) -> Option<Site> {
-    const START: usize = 34;
+const fn is_plain(head: &[u8; 42]) -> bool {
+    head[12] == 8 && head[13] == 0 && head[14] == 0x45
+}
+
+/// Where a plain frame's checksum is.
+struct Place {
+    protocol: Protocol,
+    field: usize,
+    end: usize,
+}
+
+/// As [`locate`], for a plain frame of so many bytes, but without the sum.
+#[inline]
+fn place_plain(head: &[u8; 42], len: usize) -> Option<Place> {
     let half = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-    let word = |at: usize| u64::from(half(at)) << 16 | u64::from(half(at + 2));
-    let (protocol, field, least) = match head[23] {
-        TCP => (Protocol::Tcp, 16, 20),
+    let (protocol, field, least) = match head[PROTOCOL_AT] {
         UDP => (Protocol::Udp, 6, 8),
+        TCP => (Protocol::Tcp, 16, 20),
         _ => return None,
     };
     let mut end = 14 + usize::from(half(16));
-    if end > len || end < START + least || half(20) & 0x3fff != 0 {
+    if end > len || end < PLAIN_START + least || half(20) & 0x3fff != 0 {
         return None;
     }
     if protocol == Protocol::Udp {
         // A datagram may end before its packet does, and is summed by its own length (RFC 768).
-        let own = START + usize::from(half(38));
-        if own < START + least || own > end {
+        let own = PLAIN_START + usize::from(half(38));
+        if own < PLAIN_START + least || own > end {
             return None;
         }
         end = own;
     }
-    let pseudo = fold(word(26) + word(30) + u64::from(head[23]) + (end - START) as u64);
-    Some(Site { start: START, field, end, pseudo, protocol, ip: IpVersion::V4 })
+    Some(Place { protocol, field, end })
+}
+
+#[inline]
+fn locate_plain(head: &[u8; 42], len: usize) -> Option<Site> {
+    let Place { protocol, field, end } = place_plain(head, len)?;
+    let word =
+        |at: usize| u64::from(u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    let addresses = word(ADDRESSES) + word(ADDRESSES + 4);
+    let pseudo = fold(addresses + u64::from(head[PROTOCOL_AT]) + (end - PLAIN_START) as u64);
+    Some(Site { start: PLAIN_START, field, end, pseudo, protocol, ip: IpVersion::V4 })
 }
 
 fn locate_any(frame: &[u8]) -> Option<Site> {
@@ -194,7 +233,30 @@ fn locate_any(frame: &[u8]) -> Option<Site> {
 /// Verifies the frame's TCP or UDP checksum.
 #[inline]
 pub fn verify(frame: &[u8]) -> Verdict {
-    let Some(site) = locate(frame) else { return Verdict::Good };
+    match frame.first_chunk::<42>() {
+        Some(head) if is_plain(head) => verify_plain(head, frame),
+        _ => verify_any(frame),
+    }
+}
+
+/// As [`verify`], for a frame that [is plain](is_plain). The addresses lie in front of what is summed, so one sum
+/// goes over both.
+#[inline]
+fn verify_plain(head: &[u8; 42], frame: &[u8]) -> Verdict {
+    let Some(place) = place_plain(head, frame.len()) else { return Verdict::Good };
+    if place.protocol == Protocol::Udp && head[40] == 0 && head[41] == 0 {
+        return Verdict::Good;
+    }
+    let Some(summed) = frame.get(ADDRESSES..place.end) else { return Verdict::Good };
+    // What is left of the pseudo-header: protocol and length, which no sum of 64 KiB takes beyond 2^64.
+    let rest = u16::from(head[PROTOCOL_AT]).swap_bytes();
+    let len = ((place.end - PLAIN_START) as u16).swap_bytes();
+    let (total, carry) = total(summed).overflowing_add(u64::from(rest) + u64::from(len));
+    if is_all_ones(total + u64::from(carry)) { Verdict::Good } else { Verdict::Bad }
+}
+
+fn verify_any(frame: &[u8]) -> Verdict {
+    let Some(site) = locate_any(frame) else { return Verdict::Good };
     let body = &frame[site.start..site.end];
     let unsummed = (site.protocol, site.ip) == (Protocol::Udp, IpVersion::V4);
     if unsummed && body[site.field] == 0 && body[site.field + 1] == 0 {
@@ -307,6 +369,14 @@ mod tests {
             frame.truncate(frame.len() - n % 3);
             found += usize::from(locate_any(&frame).is_some());
             assert_eq!(locate(&frame), locate_any(&frame), "{frame:x?}");
+            assert_eq!(verify(&frame), verify_any(&frame), "{frame:x?}");
+            if fill(&mut frame) {
+                assert_eq!(
+                    (verify(&frame), verify_any(&frame)),
+                    (Verdict::Good, Verdict::Good),
+                    "{frame:x?}"
+                );
+            }
         }
         assert!(found > 50_000, "{found}");
     }

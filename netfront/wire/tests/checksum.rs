@@ -1,6 +1,8 @@
 //! Properties of the checksum functions, against a naive implementation that knows one byte at a time.
 
-use drayage_wire::checksum::{IpVersion, Protocol, Verdict, blank, fill, locate, sum, verify};
+use drayage_wire::checksum::{
+    IpVersion, Protocol, Verdict, blank, fill, is_ipv4_header_good, locate, sum, verify,
+};
 use proptest::prelude::*;
 
 /// RFC 1071, the slowest way: 16-bit words in network order, carries folded at each step.
@@ -116,6 +118,42 @@ proptest! {
     }
 
     #[test]
+    fn a_verdict_is_the_naive_one(
+        mut shape in shape(),
+        ones in any::<bool>(),
+        checksum in prop_oneof![Just(0), Just(0xffff), any::<u16>()],
+    ) {
+        if ones {
+            // As many carries as there can be.
+            shape.payload.fill(0xff);
+        }
+        let mut built = build(&shape);
+        built.frame[built.field..built.field + 2].copy_from_slice(&checksum.to_be_bytes());
+        let site = locate(&built.frame).expect("a whole frame");
+        let summed = [&site.pseudo.to_be_bytes(), &built.frame[built.start..built.end]].concat();
+        let unsummed = (shape.ip, shape.protocol, checksum) == (IpVersion::V4, Protocol::Udp, 0);
+        prop_assert_eq!(verify(&built.frame) == Verdict::Good, unsummed || naive(&summed) == 0xffff);
+    }
+
+    #[test]
+    fn an_ipv4_header_is_good_where_its_naive_sum_is(
+        mut header: [u8; 20],
+        level in prop_oneof![Just(0), Just(0xff), any::<u8>()],
+        from in 0usize..20,
+        bit in 0usize..160,
+    ) {
+        header[from..].fill(level);
+        prop_assert_eq!(is_ipv4_header_good(&header), naive(&header) == 0xffff);
+        header[10..12].fill(0);
+        let value = !naive(&header);
+        header[10..12].copy_from_slice(&value.to_be_bytes());
+        prop_assert!(is_ipv4_header_good(&header));
+        header[bit / 8] ^= 1 << (bit % 8);
+        prop_assert_eq!(is_ipv4_header_good(&header), naive(&header) == 0xffff);
+        prop_assert!(!is_ipv4_header_good(&header));
+    }
+
+    #[test]
     fn a_right_checksum_is_good_and_is_what_fill_and_a_device_make(shape in shape()) {
         let built = build(&shape);
         let site = locate(&built.frame).expect("a whole frame");
@@ -181,6 +219,16 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_longest_sums_carry_all_that_they_can() {
+    for len in [65_535, 65_534, 65_528, 65_521, 65_504] {
+        assert_eq!((sum(&vec![0xff; len]), len), (naive(&vec![0xff; len]), len));
+    }
+    assert!(!is_ipv4_header_good(&[0; 20]), "a sum of zero, which is none of a header");
+    let built = build(&plain(vec![0xff; 65_535 - 28]));
+    assert_eq!(verify(&built.frame), Verdict::Good);
 }
 
 fn plain(payload: Vec<u8>) -> Shape {
