@@ -150,6 +150,13 @@ pub(crate) enum OnOff {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AutoOnOff {
+    Auto,
+    On,
+    Off,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Name or id.
@@ -180,9 +187,10 @@ pub(crate) struct AttachArgs {
     /// Whether containers are offered to the guest.
     #[arg(long, value_enum, default_value = "on")]
     pub(crate) containers: OnOff,
-    /// Whether the guest may have its pages mapped here, so that packets cost no grant operation.
-    #[arg(long, value_enum, default_value = "off")]
-    pub(crate) staged: OnOff,
+    /// Whether the guest may have its pages mapped here, so that packets cost no grant operation. With auto, the
+    /// default, it may where the backend is domain 0, containers are on, and the guest is told to trust it.
+    #[arg(long, value_enum)]
+    pub(crate) staged: Option<AutoOnOff>,
     /// Whether the guest is told to trust this backend; one that is not told copies what it receives through
     /// mapped pages before it looks.
     #[arg(long, value_enum, default_value = "on")]

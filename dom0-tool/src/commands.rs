@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use drayage::capture::file::count;
 use drayage::control::attachment::Attachment;
-use drayage::control::details::{Containers, Mapping};
+use drayage::control::details::{Containers, Staged, Trusted};
 use drayage::control::elsewhere;
 use drayage::control::error::{Failure, FailureKind};
 use drayage::control::views::Interface;
@@ -18,7 +18,9 @@ use drayage::rules::Rules;
 use drayage::table;
 use serde::Serialize;
 
-use crate::cli::{AttachArgs, CaptureArgs, Cli, Command, DoctorArgs, GenerateArgs, OnOff, Output, RunArgs};
+use crate::cli::{
+    AttachArgs, AutoOnOff, CaptureArgs, Cli, Command, DoctorArgs, GenerateArgs, OnOff, Output, RunArgs,
+};
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
@@ -104,7 +106,15 @@ fn attach(socket: &Path, args: AttachArgs) -> Result<(), Failure> {
             OnOff::Off => Containers::Off,
         },
         rules: Rules { locked_mac: args.locked_mac, isolated: args.isolated },
-        mapping: Mapping { staged: args.staged == OnOff::On, trusted: args.trusted == OnOff::On },
+        staged: args.staged.map(|staged| match staged {
+            AutoOnOff::Auto => Staged::Auto,
+            AutoOnOff::On => Staged::On,
+            AutoOnOff::Off => Staged::Off,
+        }),
+        trusted: match args.trusted {
+            OnOff::On => Trusted::On,
+            OnOff::Off => Trusted::Off,
+        },
     };
     let made: Attachment = match args.backend {
         None => ask(socket, &request)?,

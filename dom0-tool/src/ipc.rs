@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::control::details::{Containers, Mapping};
+use crate::control::details::{Containers, Staged, Trusted};
 use crate::control::error::{Failure, FailureKind};
 use crate::control::views::{InterfaceStats, UplinkStats};
 use crate::port::generator::Report;
@@ -50,7 +50,10 @@ pub enum Request {
         rules: Rules,
         /// Whether the guest may have its pages mapped.
         #[serde(default)]
-        mapping: Mapping,
+        staged: Option<Staged>,
+        /// Whether the guest is told to trust its backend.
+        #[serde(default)]
+        trusted: Trusted,
     },
     /// Detaches a guest; the reply comes when it is done.
     Detach {

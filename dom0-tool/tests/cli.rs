@@ -193,7 +193,7 @@ fn what_was_asked_for_is_what_the_daemon_is_told() {
     let expected = serde_json::json!({
         "op": "attach", "domain": "web", "vif": 2, "mac": "00:16:3e:01:02:03", "port": "tap:t0,bridge=br0",
         "policy": "fixed:size=8192,timeout=100", "urgent": "arp,ef", "size_bytes": 8192, "containers": "off",
-        "locked_mac": true, "isolated": true, "mapping": { "staged": true, "trusted": false },
+        "locked_mac": true, "isolated": true, "staged": "on", "trusted": "off",
     });
     assert_eq!(told, expected);
 }

@@ -290,7 +290,7 @@ impl World {
                 urgent: self.shape.urgent,
                 size_bytes: 65_536,
                 containers,
-                mapping: self.shape.mapping,
+                mapping: self.shape.mapping.into(),
                 rules: Default::default(),
             });
             self.negotiate();

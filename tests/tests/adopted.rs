@@ -3,7 +3,7 @@
 
 use drayage::class::Classes;
 use drayage::control::attachment::Memory;
-use drayage::control::details::Containers;
+use drayage::control::details::{Containers, Staged};
 use drayage::control::error::FailureKind;
 use drayage::control::{AttachRequest, elsewhere};
 use drayage::policy::Policy;
@@ -60,7 +60,7 @@ fn what_xl_makes_with_our_script_is_served_and_let_go_of() {
     let (mut world, guest) = world();
     let back = "/local/domain/0/backend/vif/5/0";
     let slo = Policy::Slo { delay_us: 700 };
-    world.control.as_mut().expect("one").manager.set_defaults(slo, Classes::NONE);
+    world.control.as_mut().expect("one").manager.set_defaults(slo, Classes::NONE, Staged::Off);
     vif_line(&world, "/etc/xen/scripts/vif-drayage");
     world.negotiate();
     assert!(world.guests[guest].vif().is_up());

@@ -3,10 +3,11 @@
 
 use drayage::control::AttachRequest;
 use drayage::control::configured::{Wanted, Who};
-use drayage::control::details::Containers;
+use drayage::control::details::{Asked, Containers};
 use drayage::control::error::FailureKind;
 use drayage::policy::Policy;
 use drayage::switch::Mac;
+use drayage_tests::hand::DOM0;
 use drayage_tests::inhabitants::HANDLE;
 use drayage_tests::world::{ControlPath, Shape, World, name_of};
 use memxen::DomainId;
@@ -30,7 +31,9 @@ fn wanted(guest: Who) -> Wanted {
 }
 
 fn world() -> World {
-    World::new(Shape { control: ControlPath::Real(Containers::On), ..Shape::default() })
+    // As it comes to where nothing is said of it.
+    let mapping = Asked::default().resolve(drayage::xen::DomainId(DOM0.0), Containers::On);
+    World::new(Shape { control: ControlPath::Real(Containers::On), mapping, ..Shape::default() })
 }
 
 fn configure(world: &mut World, all: Vec<Wanted>) {

@@ -189,7 +189,7 @@ fn requests_that_cannot_be_met_name_what_is_wrong() {
         urgent: Classes::default(),
         size_bytes: 65_536,
         containers: Containers::On,
-        mapping: Mapping::default(),
+        mapping: Mapping::default().into(),
         rules: Default::default(),
     };
     let control = world.control.as_mut().expect("one");

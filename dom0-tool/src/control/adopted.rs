@@ -10,7 +10,7 @@ use std::path::Path;
 use drayage_wire::keys::{self, State};
 
 use super::attachment::Attachment;
-use super::details::Containers;
+use super::details::{Asked, Containers};
 use super::device::Device;
 use super::error::{Failure, FailureKind};
 use super::nodes::{self, Domain, Keeper, Nodes};
@@ -143,10 +143,10 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
             size_bytes: super::DEFAULT_SIZE_BYTES,
             containers: Containers::On,
             rules: Default::default(),
-            mapping: Default::default(),
+            mapping: Asked { staged: self.defaults.2, ..Asked::default() },
         };
         request.judge()?;
-        let attachment = request.attachment(&domain, key.1);
+        let attachment = request.attachment(&domain, key.1, self.own);
         Ok(Some((domain, attachment)))
     }
 

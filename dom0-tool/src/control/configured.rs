@@ -89,7 +89,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
                     continue;
                 }
                 let key = (domain.id, wanted.vif);
-                let mut attachment = wanted.request.attachment(domain, wanted.vif);
+                let mut attachment = wanted.request.attachment(domain, wanted.vif, self.own);
                 attachment.configured = true;
                 match self.devices.get(&key) {
                     Some(device) if matches!(device.stage, Stage::Closing { .. }) => {}

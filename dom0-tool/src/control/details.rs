@@ -27,6 +27,64 @@ pub enum Containers {
     Off,
 }
 
+/// Whether a guest may have its pages mapped here, as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Staged {
+    /// Where nothing is given away by it, and containers make it worth its pages: see [`Asked::resolve`].
+    #[default]
+    Auto,
+    /// It may.
+    On,
+    /// It may not.
+    Off,
+}
+
+/// Whether a guest is told that its backend is to be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trusted {
+    /// It is.
+    #[default]
+    On,
+    /// It is told not to: it copies what it receives through mapped pages before it looks.
+    Off,
+}
+
+/// What is asked for of a [`Mapping`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// Whether pages may be mapped.
+    pub staged: Staged,
+    /// What the guest is told.
+    pub trusted: Trusted,
+}
+
+impl Asked {
+    /// Returns what it comes to for a guest of `backend`'s.
+    ///
+    /// [`Staged::Auto`] maps pages where the backend is domain 0, which can map any page of any guest anyway, and the
+    /// guest is told to trust it; and where containers are offered, since plain netif is for who wants no extensions.
+    pub fn resolve(self, backend: DomainId, containers: Containers) -> Mapping {
+        let trusted = self.trusted == Trusted::On;
+        let staged = match self.staged {
+            Staged::Auto => trusted && backend == DomainId(0) && containers == Containers::On,
+            Staged::On => true,
+            Staged::Off => false,
+        };
+        Mapping { staged, trusted }
+    }
+}
+
+impl From<Mapping> for Asked {
+    fn from(mapping: Mapping) -> Self {
+        Self {
+            staged: if mapping.staged { Staged::On } else { Staged::Off },
+            trusted: if mapping.trusted { Trusted::On } else { Trusted::Off },
+        }
+    }
+}
+
 /// Whether a guest may have its pages mapped here, and what it is told of us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -229,4 +287,25 @@ pub fn read(
         groups,
         rings: Rings::New,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_mapped_unasked_where_nothing_is_given_away_and_containers_are_on() {
+        let (dom0, other) = (DomainId(0), DomainId(7));
+        let staged = |staged, trusted, backend, containers| {
+            let mapping = Asked { staged, trusted }.resolve(backend, containers);
+            assert_eq!(mapping.trusted, trusted == Trusted::On);
+            mapping.staged
+        };
+        assert!(staged(Staged::Auto, Trusted::On, dom0, Containers::On));
+        assert!(!staged(Staged::Auto, Trusted::Off, dom0, Containers::On));
+        assert!(!staged(Staged::Auto, Trusted::On, other, Containers::On));
+        assert!(!staged(Staged::Auto, Trusted::On, dom0, Containers::Off));
+        assert!(staged(Staged::On, Trusted::Off, other, Containers::Off));
+        assert!(!staged(Staged::Off, Trusted::On, dom0, Containers::On));
+    }
 }

@@ -57,7 +57,7 @@ pub fn attach(
         }
         None => (0..).find(|n| !numbers.contains(n)).unwrap_or_default(),
     };
-    let attachment = request.attachment(&guest, vif);
+    let attachment = request.attachment(&guest, vif, backend.id);
     let text = serde_json::to_string(&attachment).map_err(|error| other(error.to_string()))?;
     Nodes::new(backend.id, guest.id, vif).create_for(
         store,

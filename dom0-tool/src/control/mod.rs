@@ -29,6 +29,7 @@ use crate::vif::Rings;
 use crate::xen::DomainId;
 use attachment::{Attachment, Memory};
 use configured::Wanted;
+use details::Staged;
 use device::{Device, Stage};
 use error::{Failure, FailureKind};
 use nodes::{Domain, Keeper, Nodes};
@@ -72,7 +73,7 @@ pub struct Manager<S, D> {
     /// What a configuration wants attached.
     wanted: Vec<Wanted>,
     /// What holds for interfaces of xl's, whose `vif` lines cannot say it.
-    defaults: (Policy, Classes),
+    defaults: (Policy, Classes, Staged),
 }
 
 impl<S: Store, D: DataPlane> Manager<S, D> {
@@ -97,8 +98,8 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
     }
 
     /// Sets what holds for interfaces of xl's that are found from now on.
-    pub fn set_defaults(&mut self, policy: Policy, urgent: Classes) {
-        self.defaults = (policy, urgent);
+    pub fn set_defaults(&mut self, policy: Policy, urgent: Classes, staged: Staged) {
+        self.defaults = (policy, urgent, staged);
     }
 
     /// Returns the data path.
@@ -126,7 +127,7 @@ impl<S: Store, D: DataPlane> Manager<S, D> {
         }
         request.judge()?;
         let vif = self.choose_vif(&domain, request)?;
-        let attachment = request.attachment(&domain, vif);
+        let attachment = request.attachment(&domain, vif, self.own);
         self.install(&domain, &attachment)?;
         Ok(attachment)
     }

@@ -3,7 +3,7 @@
 use drayage_wire::container::{MAX_RX_BYTES, MIN_SIZE_BYTES};
 
 use super::attachment::Attachment;
-use super::details::{Containers, Mapping};
+use super::details::{Asked, Containers};
 use super::error::{Failure, FailureKind};
 use super::nodes::Domain;
 use crate::class::Classes;
@@ -11,6 +11,7 @@ use crate::policy::Policy;
 use crate::port::spec::PortSpec;
 use crate::rules::Rules;
 use crate::switch::Mac;
+use crate::xen::DomainId;
 
 /// What an operator wants attached.
 #[derive(Clone, Debug)]
@@ -33,8 +34,8 @@ pub struct AttachRequest {
     pub containers: Containers,
     /// What the guest is held to.
     pub rules: Rules,
-    /// Whether it may have its pages mapped.
-    pub mapping: Mapping,
+    /// Whether it may have its pages mapped, and what it is told of us.
+    pub mapping: Asked,
 }
 
 impl AttachRequest {
@@ -56,8 +57,8 @@ impl AttachRequest {
         Ok(())
     }
 
-    /// Returns what is remembered of it, for a domain and an interface.
-    pub(super) fn attachment(&self, domain: &Domain, vif: u32) -> Attachment {
+    /// Returns what is remembered of it, for a domain, an interface and who is its backend.
+    pub(super) fn attachment(&self, domain: &Domain, vif: u32, backend: DomainId) -> Attachment {
         Attachment {
             mac: self.mac.unwrap_or_else(|| derived_mac(&domain.uuid, vif)),
             uuid: domain.uuid.clone(),
@@ -69,7 +70,7 @@ impl AttachRequest {
             size_bytes: self.size_bytes,
             containers: self.containers,
             rules: self.rules,
-            mapping: self.mapping,
+            mapping: self.mapping.resolve(backend, self.containers),
             configured: false,
         }
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{Metrics, Workers, attach_request};
 use crate::class::Classes;
 use crate::control::configured::{Wanted, Who};
+use crate::control::details::Staged;
 use crate::control::error::{Failure, FailureKind};
 use crate::ipc::Request;
 use crate::policy::Policy;
@@ -52,6 +53,8 @@ pub struct Defaults {
     /// Packets that do not wait.
     #[serde(deserialize_with = "read_text")]
     pub urgent: Classes,
+    /// Whether guests may have their pages mapped.
+    pub staged: Staged,
 }
 
 fn read_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<T, D::Error> {
@@ -131,6 +134,7 @@ fn read_guest(table: &Map<String, Value>, defaults: Defaults) -> Result<Wanted, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::details::{Asked, Trusted};
     use crate::switch::Mac;
 
     fn read(text: &str) -> Result<Vec<Wanted>, String> {
@@ -142,10 +146,13 @@ mod tests {
     fn a_configuration_is_read_and_its_mistakes_are_named() {
         let config: Config = toml::from_str("socket = \"/tmp/d\"\n[worker]\nholdoff_us = 50").unwrap();
         assert_eq!((config.worker.settings.holdoff_us, config.worker.threads), (50, 1));
-        let config: Config =
-            toml::from_str("realtime = true\n[attach]\npolicy = \"slo:delay=500\"\nurgent = \"none\"")
-                .unwrap();
-        assert_eq!(config.attach, Defaults { policy: Policy::Slo { delay_us: 500 }, urgent: Classes::NONE });
+        let config: Config = toml::from_str(
+            "realtime = true\n[attach]\npolicy = \"slo:delay=500\"\nurgent = \"none\"\nstaged = \"off\"",
+        )
+        .unwrap();
+        let attach =
+            Defaults { policy: Policy::Slo { delay_us: 500 }, urgent: Classes::NONE, staged: Staged::Off };
+        assert_eq!(config.attach, attach);
         assert!(config.realtime);
         let error = toml::from_str::<Config>("[attach]\npolicy = \"soon\"").unwrap_err().to_string();
         assert!(error.contains("bad policy \"soon\""), "{error}");
@@ -180,13 +187,15 @@ mod tests {
     fn guests_have_the_keys_of_attach() {
         let text = "[[guest]]\nname = \"web\"\nmac = \"00:16:3e:01:02:03\"\nport = \"tap:dry0\"\nsize = 8192\n\
                     [[guest]]\nuuid = \"12345678-1234-1234-1234-123456789abc\"\nvif = 2\ncontainers = \"off\"\n\
-                    policy = \"fixed:size=8192,timeout=100\"";
+                    policy = \"fixed:size=8192,timeout=100\"\nstaged = \"on\"\ntrusted = \"off\"";
         let all = read(text).unwrap();
         assert_eq!(all[0].guest, Who::Name("web".into()));
         assert_eq!((all[0].vif, all[0].request.size_bytes), (0, 8192));
         assert_eq!(all[0].request.mac, Some(Mac([0, 0x16, 0x3e, 1, 2, 3])));
         assert_eq!((all[1].vif, all[1].request.port.is_none()), (2, true));
         assert_eq!(all[1].request.policy.to_string(), "fixed:size=8192,timeout=100");
+        assert_eq!(all[0].request.mapping, Asked::default());
+        assert_eq!(all[1].request.mapping, Asked { staged: Staged::On, trusted: Trusted::Off });
     }
 
     #[test]
@@ -199,6 +208,10 @@ mod tests {
             ("[[guest]]\nname = \"a\"\nmac = \"x\"", "bad mac \"x\""),
             ("[[guest]]\nname = \"a\"\nsize = 1", "bad container size 1"),
             ("[[guest]]\nname = \"a\"\nvif = \"x\"", "u32"),
+            (
+                "[[guest]]\nname = \"a\"\nstaged = \"x\"",
+                "unknown variant `x`, expected one of `auto`, `on`, `off`",
+            ),
             ("[[guest]]\nname = \"a\"\n[[guest]]\nname = \"a\"\nmac = \"02:00:00:00:00:01\"", "number 2"),
         ] {
             let error = read(text).unwrap_err();

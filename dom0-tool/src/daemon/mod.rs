@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 
 use crate::clock::{Clock, Monotonic};
 use crate::control::attachment::Memory;
+use crate::control::details::Asked;
 use crate::control::error::{Failure, FailureKind};
 use crate::control::{AttachRequest, DEFAULT_SIZE_BYTES, Detached, Manager};
 use crate::ipc::{DEFAULT_SOCKET, Generated, Reply, Request, Stats, ask, hand_over};
@@ -320,8 +321,8 @@ impl Daemon {
     }
 
     fn apply_defaults(&mut self) {
-        let Defaults { policy, urgent } = self.config.attach;
-        self.manager.set_defaults(policy, urgent);
+        let Defaults { policy, urgent, staged } = self.config.attach;
+        self.manager.set_defaults(policy, urgent, staged);
     }
 
     /// Reads the configuration again. What is wrong with it changes nothing.
@@ -428,8 +429,19 @@ fn to_reply(value: impl serde::Serialize) -> Reply {
 /// # Errors
 /// [`Failure`] of the kind [`FailureKind::BadValue`].
 pub fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest, Failure> {
-    let Request::Attach { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules, mapping } =
-        request
+    let Request::Attach {
+        domain,
+        vif,
+        mac,
+        port,
+        policy,
+        urgent,
+        size_bytes,
+        containers,
+        rules,
+        staged,
+        trusted,
+    } = request
     else {
         return Err(Failure::new(FailureKind::Other, "not an attachment"));
     };
@@ -452,6 +464,7 @@ pub fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequ
         .map(|text| text.parse().map_err(|error: crate::port::spec::BadPort| bad(error.to_string())))
         .transpose()?;
     let size_bytes = size_bytes.unwrap_or(DEFAULT_SIZE_BYTES);
+    let mapping = Asked { staged: staged.unwrap_or(defaults.staged), trusted };
     Ok(AttachRequest { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules, mapping })
 }
 
@@ -470,7 +483,8 @@ mod tests {
             urgent: Some("arp".into()),
             size_bytes: None,
             containers: Default::default(),
-            mapping: Default::default(),
+            staged: None,
+            trusted: Default::default(),
             rules: Default::default(),
         };
         attach_request(request, Defaults::default())
