@@ -40,6 +40,9 @@ fn configure(world: &mut World, all: Vec<Wanted>) {
     let now_ns = world.now_ns();
     world.control.as_mut().expect("one").manager.configure(all, now_ns).expect("xenstore works");
     world.negotiate();
+    // Mapped pages are given back by way of the worker.
+    world.idle_until(now_ns + 1_000_000);
+    world.negotiate();
 }
 
 fn states(world: &mut World) -> Vec<(String, String)> {
