@@ -29,6 +29,10 @@ const COUNTERS: [(&str, &str); 7] = [
     ("copies", "copies by the CPU"),
 ];
 
+/// Our guests: what `drayage attach` is told, and how the case says that.
+const WAYS: [(Peer, &str, &str); 3] =
+    [(Peer::C, "", ""), (Peer::D, "--staged off", ""), (Peer::D, "--staged on", ", pages mapped")];
+
 /// Packets of a stream that is counted.
 const PACKETS: u64 = 50_000;
 
@@ -36,8 +40,9 @@ const PACKETS: u64 = 50_000;
 pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
     in_one_process(lab)?;
     let mode = Mode::Pvh;
-    for peer in lab.peers(&[Peer::C, Peer::D]) {
-        let mut receiver = Receiver::new(peer, mode, Site::FIRST, "");
+    let peers = lab.peers(&[Peer::C, Peer::D]);
+    for (peer, options, pages) in WAYS.into_iter().filter(|(peer, ..)| peers.contains(peer)) {
+        let mut receiver = Receiver::new(peer, mode, Site::FIRST, options);
         receiver.create(lab)?;
         for source in [Source::Direct, Source::Linux] {
             receiver.prepare(lab, source)?;
@@ -46,19 +51,19 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
                 let stream = Stream { frame_bytes, count: PACKETS, rate: None };
                 one_stream(lab.dom0, receiver.path.as_ref(), &receiver.reader, source, stream)?;
                 let after = interface(lab.dom0)?;
-                let case = format!("into the guest, source {}", source.name());
+                let case = format!("into the guest, source {}{pages}", source.name());
                 counted(lab, (peer, mode), &case, frame_bytes, Grown { before: &before, after: &after })?;
             }
         }
         receiver.path.end(lab.dom0)?;
         let site = Site::FIRST;
-        let transmitter = Transmitter::create(lab.dom0, peer, mode, site, "port")?;
+        let transmitter = Transmitter::create_with(lab.dom0, peer, mode, site, "port", options, "")?;
         for frame_bytes in ENDS {
             let before = interface(lab.dom0)?;
             transmitter.measure(lab.dom0, site, Stream { frame_bytes, count: PACKETS, rate: None })?;
             let after = interface(lab.dom0)?;
-            let case = "out of the guest, to drayage's port";
-            counted(lab, (peer, mode), case, frame_bytes, Grown { before: &before, after: &after })?;
+            let case = format!("out of the guest, to drayage's port{pages}");
+            counted(lab, (peer, mode), &case, frame_bytes, Grown { before: &before, after: &after })?;
         }
         transmitter.fabric.end(lab.dom0)?;
     }

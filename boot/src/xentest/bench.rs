@@ -29,7 +29,7 @@ impl<'a> Bench<'a> {
     /// Ends everything that a scenario left behind.
     pub(super) fn tidy(&mut self) -> Result<()> {
         for name in self.dom0.guests().to_vec() {
-            self.dom0.shell(&format!("if xl domid {name} 2>/dev/null; then xl destroy {name}; fi"))?;
+            self.dom0.shell(&format!("xl destroy {name} 2>&1 || ! xl domid {name} 2>/dev/null"))?;
             self.dom0.forget(&name);
         }
         self.dom0.shell(

@@ -259,7 +259,7 @@ fn source(bench: &mut Bench) -> Result<()> {
     };
     let report: RecvReport = parse_last_line(&finished.output)?;
     ensure!(report.packets == COUNT && report.out_of_order == 0, "of {COUNT} packets: {report:?}");
-    bench.dom0.shell("if xl domid source; then xl destroy source; fi")?;
+    bench.dom0.shell("xl destroy source || ! xl domid source")?;
     bench.await_gone("source")?;
     daemon.stop(bench.dom0)
 }
