@@ -97,9 +97,22 @@ fn counted(
     }
     let copied = grown.by(&format!("/{way}/copied_bytes"))?;
     let bytes = grown.by(&format!("/{way}/bytes"))?.max(1.0);
-    let name = "bytes copied by the hypervisor";
-    lab.add(Row::new(&label, lab.time, name, "per packet", copied / packets), &label);
-    lab.add(Row::new(&label, lab.time, name, "per byte of frame", copied / bytes), &label);
+    let mapped = grown.by(&format!("/{way}/mapped_bytes"))?;
+    for (name, copied) in
+        [("bytes copied by the hypervisor", copied), ("bytes copied through mapped pages", mapped)]
+    {
+        lab.add(Row::new(&label, lab.time, name, "per packet", copied / packets), &label);
+        lab.add(Row::new(&label, lab.time, name, "per byte of frame", copied / bytes), &label);
+    }
+    let containers = grown.by(&format!("/{way}/containers"))?;
+    if containers > 0.0 {
+        for (pointer, name) in COUNTERS.into_iter().filter(|(pointer, _)| pointer.starts_with("/events")) {
+            lab.add(
+                Row::new(&label, lab.time, name, "per container", grown.by(pointer)? / containers),
+                &label,
+            );
+        }
+    }
     Ok(())
 }
 
