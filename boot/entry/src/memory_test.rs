@@ -1,7 +1,6 @@
 //! Compares memory.s with the obvious loops, at every small length, offset and overlap.
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU8, Ordering};
 
 global_asm!(include_str!("memory.s"), options(att_syntax));
 
@@ -11,11 +10,10 @@ unsafe extern "C" {
     fn drayage_memset(to: *mut u8, byte: i32, len: usize) -> *mut u8;
     fn drayage_memcmp(a: *const u8, b: *const u8, len: usize) -> i32;
     fn drayage_strlen(text: *const u8) -> usize;
-    static drayage_fast_rep_movsb: AtomicU8;
 }
 
-const LENGTHS: [usize; 22] =
-    [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1500];
+const LENGTHS: [usize; 23] =
+    [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1500, 1501];
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
@@ -23,22 +21,17 @@ fn pattern(len: usize) -> Vec<u8> {
 
 #[test]
 fn copies_like_a_loop() {
-    for fast in [0, 1] {
-        // SAFETY: memory.s defines the byte.
-        let flag = unsafe { &drayage_fast_rep_movsb };
-        flag.store(fast, Ordering::Relaxed);
-        for len in (0..300).chain([1023, 1024, 1025, 4096, 5001]) {
-            for offset in 0..3 {
-                let from = pattern(len + 8);
-                let mut to = vec![0xee_u8; len + 8];
-                // SAFETY: both vectors hold offset + len bytes.
-                let start = unsafe { to.as_mut_ptr().add(offset) };
-                // SAFETY: as above, and the vectors do not overlap.
-                let back = unsafe { drayage_memcpy(start, from.as_ptr(), len) };
-                assert_eq!(back, start);
-                assert_eq!(to[offset..offset + len], from[..len], "len {len}");
-                assert!(to[..offset].iter().chain(&to[offset + len..]).all(|byte| *byte == 0xee));
-            }
+    for len in (0..300).chain([1023, 1024, 1025, 1030, 1031, 4096, 5001]) {
+        for offset in 0..3 {
+            let from = pattern(len + 8);
+            let mut to = vec![0xee_u8; len + 8];
+            // SAFETY: both vectors hold offset + len bytes.
+            let start = unsafe { to.as_mut_ptr().add(offset) };
+            // SAFETY: as above, and the vectors do not overlap.
+            let back = unsafe { drayage_memcpy(start, from.as_ptr(), len) };
+            assert_eq!(back, start);
+            assert_eq!(to[offset..offset + len], from[..len], "len {len}");
+            assert!(to[..offset].iter().chain(&to[offset + len..]).all(|byte| *byte == 0xee));
         }
     }
 }

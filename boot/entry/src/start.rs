@@ -4,8 +4,7 @@
 mod pv;
 mod pvh;
 
-use core::arch::{global_asm, x86_64::__cpuid_count};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::arch::global_asm;
 
 use crate::{BootInfo, Range};
 
@@ -21,8 +20,6 @@ unsafe extern "C" {
     static drayage_image_start: u8;
     static drayage_image_end: u8;
     static drayage_boot_tables: u8;
-    /// Read by memory.s: non-zero where `rep movsb` is fast.
-    static drayage_fast_rep_movsb: AtomicU8;
 }
 
 /// Bytes of the page tables that only the PVH entry uses (start.s).
@@ -30,12 +27,6 @@ const BOOT_TABLES_BYTES: u64 = 6 * 4096;
 
 /// Hands over to the kernel.
 fn enter(boot: BootInfo) -> ! {
-    // CPUID leaf 7, EBX bit 9: enhanced `rep movsb` (Intel SDM volume 2, "CPUID").
-    if __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).ebx & (1 << 9) != 0 {
-        // SAFETY: memory.s defines the byte, and nothing but these two writes or reads it.
-        let fast = unsafe { &drayage_fast_rep_movsb };
-        fast.store(1, Ordering::Relaxed);
-    }
     // SAFETY: the binary defines drayage_main with this signature (this crate's documentation).
     unsafe { drayage_main(boot) }
 }
