@@ -276,6 +276,7 @@ fn dom0_archive(
     }
     if programs.package.is_some() {
         needing.extend(add_systemd(&mut archive, root)?);
+        needing.extend(add_dpkg(&mut archive, root)?);
     }
     let mut libraries = library_closure(root, &needing)?;
     // Loaded by libc when a thread is cancelled: no ELF file names it.
@@ -315,6 +316,22 @@ fn add_systemd(archive: &mut Archive, root: &Path) -> Result<[PathBuf; 2]> {
     add(archive, "/lib/systemd/systemd", &manager)?;
     add(archive, "/usr/bin/systemctl", &control)?;
     Ok([manager, control])
+}
+
+/// Adds what installs and removes a package, and returns the files that need libraries.
+fn add_dpkg(archive: &mut Archive, root: &Path) -> Result<Vec<PathBuf>> {
+    let mut needing = Vec::new();
+    for name in ["dpkg", "dpkg-deb", "dpkg-query", "dpkg-split", "tar"] {
+        let path = first_of(root, &[&format!("usr/bin/{name}"), &format!("bin/{name}")])?;
+        // Before busybox's, which are in /bin.
+        add(archive, &format!("/usr/bin/{name}"), &path)?;
+        needing.push(path);
+    }
+    for folder in ["info", "updates", "triggers"] {
+        archive.directory(&format!("/var/lib/dpkg/{folder}"));
+    }
+    archive.file("/var/lib/dpkg/status", 0o644, b"");
+    Ok(needing)
 }
 
 /// Adds what every Linux here has: busybox, our tool, the device nodes that the kernel opens first.

@@ -12,6 +12,7 @@ mod ours;
 mod package;
 mod plain;
 mod policy;
+mod removal;
 mod restart;
 mod service;
 mod slo;

@@ -26,24 +26,27 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Installs the package; `through` goes before the command.
+/// dpkg, by its path because the shell has one built in. It misses `ldconfig`, which it does not run for us.
+pub(super) const DPKG: &str = "/usr/bin/dpkg --force-bad-path";
+
+/// Installs the package, or puts it in its own place as an upgrade does; `through` goes before the command.
 pub(super) fn install(bench: &mut Bench, through: &str) -> Result<()> {
     let package = inside::PACKAGE;
     let done = bench.dom0.shell(&format!(
-        "mkdir -p /var/lib/dpkg/info && touch /var/lib/dpkg/status && {through} dpkg -i {package} && \
-         cd / && md5sum -c /var/lib/dpkg/info/drayage.md5sums"
+        "{through} {DPKG} -i {package} 2>&1 && cd / && md5sum -c /var/lib/dpkg/info/drayage.md5sums"
     ));
     done.map(drop)
 }
 
-/// Removes the package; `through` goes before the command. The program itself stays for the other scenarios.
-pub(super) fn remove(bench: &mut Bench, through: &str) -> Result<()> {
-    let (program, guest) = (installed::PROGRAM, installed::GUEST);
-    let done = bench.dom0.shell(&format!(
-        "cp -p {program} /drayage/kept; {through} dpkg -r drayage; code=$?; test ! -e {program} -a ! -e {guest}; gone=$?; \
-         cp -p /drayage/kept {program}; exit $((code + gone))"
-    ));
-    done.map(drop)
+/// Removes the package (`-r`) or purges it (`-P`), and returns what dpkg printed; `through` goes before the command. The
+/// program and the hotplug script stay for the other scenarios, as what belongs to no package.
+pub(super) fn remove(bench: &mut Bench, through: &str, how: &str) -> Result<String> {
+    let (program, guest, script) = (installed::PROGRAM, installed::GUEST, installed::VIF_SCRIPT);
+    bench.dom0.shell(&format!(
+        "mkdir -p /drayage/kept && cp -p {program} {script} /drayage/kept && {through} {DPKG} {how} drayage 2>&1; code=$?; \
+         test ! -e {program} -a ! -e {guest}; gone=$?; cd /drayage/kept && cp -p drayage {program} && \
+         cp -p vif-drayage {script}; exit $((code + gone))"
+    ))
 }
 
 fn serve(bench: &mut Bench) -> Result<()> {
@@ -74,7 +77,7 @@ fn serve(bench: &mut Bench) -> Result<()> {
     scraped(bench)?;
     bench.dom0.destroy("packaged")?;
     daemon.stop(bench.dom0)?;
-    remove(bench, "")
+    remove(bench, "", "-r").map(drop)
 }
 
 /// The daemon has what it needs, and no more.

@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::bench::Bench;
 use super::package;
+use super::removal;
 use super::restart::Traffic;
 use crate::agent::Process;
 use crate::backend;
@@ -14,14 +15,15 @@ use crate::demo::guests::{GUEST_IP, GUEST_MAC, HOST_IP, ours};
 use crate::dom0::{Mode, Start};
 use crate::package::installed;
 
-const TAP: &str = "dry0";
+/// The daemon's TAP in dom0.
+pub(super) const TAP: &str = "dry0";
 /// Where its control groups are.
 const GROUPS: &str = "/sys/fs/cgroup/manager";
 /// The daemon's process, as dom0 numbers it.
-const DAEMON: &str = "$(for pid in $(pidof drayage); do [ -e /proc/$pid/exe ] && echo $pid; done)";
+pub(super) const DAEMON: &str = "$(for pid in $(pidof drayage); do [ -e /proc/$pid/exe ] && echo $pid; done)";
 
 /// Goes before what talks to systemd, which answers only who is in its namespaces.
-const INSIDE: &str = "nsenter -t $(pidof systemd) -m -p";
+pub(super) const INSIDE: &str = "nsenter -t $(pidof systemd) -m -p";
 
 /// systemd, running.
 struct Manager(Process);
@@ -61,12 +63,12 @@ impl Manager {
 }
 
 /// Returns what systemd says of the unit, one `Name=value` a line.
-fn shown(bench: &mut Bench, names: &str) -> Result<String> {
+pub(super) fn shown(bench: &mut Bench, names: &str) -> Result<String> {
     bench.dom0.shell(&format!("{INSIDE} systemctl show -p {names} drayage"))
 }
 
 /// Runs a command of systemctl's that must succeed.
-fn systemctl(bench: &mut Bench, command: &str) -> Result<()> {
+pub(super) fn systemctl(bench: &mut Bench, command: &str) -> Result<()> {
     let said = bench.dom0.attempt(&format!("{INSIDE} systemctl {command} 2>&1"))?;
     if said.code == 0 {
         return Ok(());
@@ -120,8 +122,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let state = shown(bench, "ActiveState")?;
     ensure!(state.contains("ActiveState=inactive"), "{state}");
     ensure!(bench.dom0.attempt(&format!("ls /sys/class/net/{TAP}"))?.code != 0, "the TAP is left");
+    removal::run(bench, "managed")?;
     bench.dom0.destroy("managed")?;
-    package::remove(bench, INSIDE)?;
     manager.end(bench)
 }
 
