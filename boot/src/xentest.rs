@@ -1,6 +1,7 @@
 //! The tests under a real Xen: one function per scenario, all on one machine where possible. Knows
 //! how scenarios are run and judged, not what they do.
 
+mod across;
 mod bench;
 mod by_xl;
 mod driver_domain;
@@ -54,6 +55,7 @@ fn scenarios() -> Vec<Scenario> {
         netfront::scenarios(),
         restart::scenarios(),
         staged::scenarios(),
+        across::scenarios(),
         by_xl::scenarios(),
         driver_domain::scenarios(),
         switch::scenarios(),

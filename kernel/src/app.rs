@@ -24,7 +24,7 @@ pub static KINDS: &[AppKind] = &[
     },
     AppKind {
         name: "sink",
-        keys: &[sink::PORT],
+        keys: &[sink::PORT, sink::VERIFY],
         spread: Spread::EveryInterface,
         role: Role::Host,
         configure: sink::configure,

@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-/// The longest line: its words, and eleven numbers of twenty digits.
+/// The longest line: its words, and twelve numbers of twenty digits.
 const LINE_BYTES: usize = 400;
 
 /// A line that is being written.

@@ -1,5 +1,6 @@
 //! `app=sink`: takes everything that comes and counts it. The counters are printed once a second while they
-//! change, and told to whoever sends a datagram to the port above: `reset` also sets them to zero.
+//! change, and told to whoever sends a datagram to the port above: `reset` also sets them to zero. With `verify=on`, what
+//! is in datagrams is compared with what `app=source` writes there.
 
 use alloc::boxed::Box;
 use core::fmt::{self, Write};
@@ -9,12 +10,15 @@ use smoltcp::socket::udp::UdpMetadata;
 use smoltcp::time::Duration;
 
 use super::line::Line;
-use super::{App, Next, Starter};
+use super::{App, Next, Starter, source};
 use crate::net::{Counters, Net, SILENT_BYTES, STREAM_BYTES, TcpHandle, UdpHandle};
 use crate::settings::{Key, SettingError, Words};
 
 pub(super) const PORT: Key =
     Key { name: "port", form: "a UDP and TCP port, 1 to 65534; the one above tells the counters" };
+
+pub(super) const VERIFY: Key =
+    Key { name: "verify", form: "on to compare every datagram with what app=source sends, or off" };
 
 /// Connections at a time.
 const CONNECTIONS: usize = 4;
@@ -26,11 +30,17 @@ const ANSWERS: usize = 8;
 
 pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
     let port = words.number(&PORT, 1..=65_534)?.and_then(|port| u16::try_from(port).ok()).unwrap_or(9);
+    let verify = match words.get(&VERIFY) {
+        None | Some("off") => false,
+        Some("on") => true,
+        Some(_) => return Err(words.wrong(&VERIFY)),
+    };
     Ok(Box::new(move |net| {
         let (name, control) = (net.name(), port + 1);
         net.print(format_args!("sink: {name}: udp and tcp port {port}, counters on udp port {control}"));
         Box::new(Sink {
             port,
+            verify,
             udp: net.open_udp(port),
             control: net.open_udp(control),
             tcp: core::array::from_fn(|_| net.open_tcp(STREAM_BYTES, SILENT_BYTES)),
@@ -43,6 +53,8 @@ pub(super) fn configure(words: &Words<'_>) -> Result<Starter, SettingError> {
 
 struct Sink {
     port: u16,
+    /// Whether what is in datagrams is looked at.
+    verify: bool,
     udp: UdpHandle,
     control: UdpHandle,
     tcp: [TcpHandle; CONNECTIONS],
@@ -57,6 +69,8 @@ struct Sink {
 struct Counted {
     packets: u64,
     bytes: u64,
+    /// Datagrams that are not as `app=source` sends them.
+    wrong: u64,
     tcp_bytes: u64,
     first_ns: u64,
     last_ns: u64,
@@ -95,15 +109,17 @@ impl App for Sink {
 impl Sink {
     fn take_datagrams(&mut self, net: &mut Net<'_>) {
         let now_ns = net.now_ns();
-        let (mut packets, mut bytes) = (0, 0);
+        let (mut packets, mut bytes, mut wrong) = (0, 0, 0);
         let mut udp = net.udp(self.udp);
         while let Some(datagram) = udp.receive() {
             packets += 1;
             bytes += datagram.bytes.len() as u64;
+            wrong += u64::from(self.verify && !source::sent(datagram.bytes));
         }
         if packets > 0 {
             self.counted.packets += packets;
             self.counted.bytes += bytes;
+            self.counted.wrong += wrong;
             self.counted.saw(now_ns);
         }
     }
@@ -198,6 +214,6 @@ impl fmt::Display for Report {
         write!(f, " packets_per_container={}.{:02}", hundredths / 100, hundredths % 100)?;
         write!(f, " revokes={} frames={}", nic.rx_revokes, nic.rx_frames)?;
         write!(f, " dropped={dropped} dropped_by_nic={}", nic.rx_dropped)?;
-        write!(f, " first_ns={} last_ns={}", counted.first_ns, counted.last_ns)
+        write!(f, " first_ns={} last_ns={} wrong={}", counted.first_ns, counted.last_ns, counted.wrong)
     }
 }

@@ -1,5 +1,5 @@
 //! `app=source`: sends datagrams of one size to one address, at a rate or as fast as they leave. Each starts
-//! with its number, so that a receiver can tell what it missed. What to send is said on the command line, or, with
+//! with its number, so that a receiver can tell what it missed, and is filled with that number's last byte. What to send is said on the command line, or, with
 //! `control=`, by datagrams: `send to=… size=… count=… rate=…` begins a stream, anything else asks how far it is. Who
 //! connects to the same port by TCP is sent bytes for as long as he reads.
 
@@ -278,9 +278,15 @@ fn send(udp: &mut Udp<'_>, number: u64, Plan { to, payload_bytes, .. }: Plan) ->
     let fill = |bytes: &mut [u8]| {
         let (head, tail) = bytes.split_at_mut(NUMBER_BYTES.min(bytes.len()));
         head.copy_from_slice(&number.to_be_bytes()[..head.len()]);
-        tail.fill(0);
+        tail.fill(number as u8);
     };
     udp.send_with(payload_bytes, to, fill).is_ok()
+}
+
+/// Returns whether a datagram's bytes are as [`send`] writes them, whatever its number.
+pub(super) fn sent(bytes: &[u8]) -> bool {
+    let Some((number, tail)) = bytes.split_first_chunk::<NUMBER_BYTES>() else { return false };
+    tail.iter().all(|byte| *byte == number[NUMBER_BYTES - 1])
 }
 
 /// Sends as many bytes as there is room for to who has connected.

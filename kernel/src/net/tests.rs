@@ -196,6 +196,22 @@ fn sink_counts_loses_nothing_and_resets() {
 }
 
 #[test]
+fn sink_compares_what_is_in_datagrams_where_it_is_told_to() {
+    for (setting, wrong) in [("", 0), (" verify=on", 3)] {
+        let mut bench = Bench::new(&alloc::format!("app=sink ip=10.0.0.2/24{setting}"));
+        let socket = bench.host.udp(5000);
+        let good: [&[u8]; 3] = [&[0; 8], &[0, 0, 0, 0, 0, 0, 2, 7, 7, 7], &[0xff; 20]];
+        let bad: [&[u8]; 3] = [b"short", &[0, 0, 0, 0, 0, 0, 2, 7, 7, 2], &[0, 0, 0, 0, 0, 0, 0, 1, 0]];
+        for bytes in good.into_iter().chain(bad) {
+            bench.host.sockets.get_mut::<udp::Socket>(socket).send_slice(bytes, (v4(), 9)).unwrap();
+        }
+        bench.run(20);
+        let line = ask(&mut bench, b"report");
+        assert_eq!((counter(&line, "packets"), counter(&line, "wrong")), (6, wrong), "{line}");
+    }
+}
+
+#[test]
 fn what_the_stack_drops_is_counted() {
     let mut bench = Bench::new("app=sink ip=10.0.0.2/24");
     let socket = bench.host.udp(5000);

@@ -72,7 +72,7 @@ fn unknown_keys_are_named_with_what_is_valid() {
     assert!(error("ip01=dhcp").contains("no setting"));
     assert_eq!(
         error("app=sink rate=5"),
-        "\"rate\" is a setting of app=source, and this is app=sink; valid are app, ip, gw, containers, container-bytes, staged, port"
+        "\"rate\" is a setting of app=source, and this is app=sink; valid are app, ip, gw, containers, container-bytes, staged, port, verify"
     );
 }
 
