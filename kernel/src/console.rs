@@ -126,7 +126,7 @@ fn wait(port: Port, is_done: &dyn Fn() -> bool) -> bool {
         if now_ns >= give_up_ns {
             return false;
         }
-        hypercall::poll(&[port.0], now_ns + 100_000_000);
+        hypercall::poll([port.0].into_iter(), now_ns + 100_000_000);
     }
 }
 

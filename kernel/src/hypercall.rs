@@ -1,9 +1,12 @@
 //! Xen's calls by name: structures packed, errors typed. The instruction itself is drayage-entry's. It knows
 //! nothing of what the callers do with pages, ports and grants.
 
+pub(crate) mod arguments;
+
 use core::fmt;
 use core::mem::offset_of;
 
+use arguments::Arguments;
 use drayage_entry::hypercall::call;
 
 /// This domain, in calls that name one.
@@ -71,21 +74,13 @@ pub(crate) fn shutdown(reason: ShutdownReason) {
     unsafe { call(SCHED_OP, [2, address_of(&mut argument), 0, 0, 0]) };
 }
 
-/// Blocks until one of the ports is pending or the system time is reached; 0 is no time. The rules are in
-/// `events`.
-pub(crate) fn poll(ports: &[u32], deadline_ns: u64) {
-    /// `struct sched_poll`.
-    #[repr(C)]
-    struct Poll {
-        ports: *const u32,
-        count: u32,
-        timeout_ns: u64,
-    }
-    const _: () = assert!(size_of::<Poll>() == 24 && offset_of!(Poll, timeout_ns) == 16);
-    let mut argument = Poll { ports: ports.as_ptr(), count: ports.len() as u32, timeout_ns: deadline_ns };
-    // SAFETY: SCHEDOP_poll reads the structure and `count` ports. An error (a port beyond the limit) is as good
-    // as a spurious wake-up, which every caller must bear.
-    unsafe { call(SCHED_OP, [3, address_of(&mut argument), 0, 0, 0]) };
+/// Blocks until one of the ports is pending or the system time is reached; 0 is no time. Ports beyond
+/// [`MAX_PORTS`](arguments::MAX_PORTS) are not waited for. The rules are in `events`.
+pub(crate) fn poll(ports: impl Iterator<Item = u32>, deadline_ns: u64) {
+    let address = Arguments::get().poll(ports, deadline_ns);
+    // SAFETY: SCHEDOP_poll reads the structure and its ports. An error (a port beyond the limit) is as good as a spurious
+    // wake-up, which every caller must bear.
+    unsafe { call(SCHED_OP, [3, address, 0, 0, 0]) };
 }
 
 // ---- virtual processors (public/vcpu.h) ----------------------------------------------------------------
@@ -139,9 +134,9 @@ pub(crate) fn event_close(port: u32) -> XenResult {
 /// Notifies the other end of a port.
 #[inline]
 pub(crate) fn event_send(port: u32) -> XenResult {
-    let mut port = port;
+    let address = Arguments::get().send(port);
     // SAFETY: EVTCHNOP_send reads one port.
-    check(unsafe { call(EVENT_CHANNEL_OP, [4, address_of(&mut port), 0, 0, 0]) })
+    check(unsafe { call(EVENT_CHANNEL_OP, [4, address, 0, 0, 0]) })
 }
 
 // ---- memory (public/memory.h, public/xen.h) ------------------------------------------------------------

@@ -66,6 +66,7 @@ pub(crate) fn start(boot: BootInfo) {
     let summary: MemorySummary = need("memory", memory::take_all(boot, target_kib.as_deref()));
     println!("memory: {summary}");
     if boot.platform != Platform::NoXen {
+        hypercall::arguments::move_away();
         need("grant table", grants::start(boot.platform));
         if let Err(error) = toolstack::start() {
             println!("control: shutdown and reboot requests cannot be seen: {error}");

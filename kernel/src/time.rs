@@ -9,10 +9,8 @@ use spin::Once;
 use x86_64::instructions::port::Port as IoPort;
 
 use crate::events::Port;
+use crate::hypercall::arguments::MAX_PORTS;
 use crate::{hypercall, idle, shared_info, xenstore};
-
-/// Ports that one sleep can wait for, Xen's limit being 128.
-const MAX_POLL_PORTS: usize = 32;
 
 static TSC_CLOCK: Once<ClockParams> = Once::new();
 /// What the clock last said.
@@ -61,18 +59,12 @@ pub(crate) fn sleep_until(deadline_ns: Option<u64>, ports: &[Port]) {
         idle::nap(deadline_ns);
         return;
     }
-    let mut list = [0_u32; MAX_POLL_PORTS];
-    let mut count = 0;
-    for port in ports.iter().copied().chain(xenstore::port()).take(MAX_POLL_PORTS) {
-        list[count] = port.0;
-        count += 1;
-    }
     // More ports than fit: none at all makes Xen wake for every one of them (nr_ports 0 polls the domain), but
     // does not look at bits that are set already, so it must not be for long.
-    let (count, deadline_ns) = if ports.len() >= MAX_POLL_PORTS {
+    let (count, deadline_ns) = if ports.len() >= MAX_PORTS {
         (0, Some(deadline_ns.unwrap_or(u64::MAX).min(now_ns() + 1_000_000)))
     } else {
-        (count, deadline_ns)
+        (MAX_PORTS, deadline_ns)
     };
     let deadline_ns = match deadline_ns {
         // By the look that the deadline was reckoned from: Xen sees to one that has passed meanwhile.
@@ -80,7 +72,8 @@ pub(crate) fn sleep_until(deadline_ns: Option<u64>, ports: &[Port]) {
         Some(deadline_ns) => deadline_ns,
         None => 0,
     };
-    hypercall::poll(&list[..count], deadline_ns);
+    let ports = ports.iter().copied().chain(xenstore::port()).map(|port| port.0);
+    hypercall::poll(ports.take(count), deadline_ns);
 }
 
 /// Measures the TSC against the interval timer (Intel 8254, channel 2, mode 0; its clock is 1 193 182 Hz), for

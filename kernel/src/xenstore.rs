@@ -321,7 +321,7 @@ impl Client {
         if time::now_ns() >= give_up_ns {
             return Err(StoreError::NoAnswer);
         }
-        hypercall::poll(&[self.port.0], give_up_ns);
+        hypercall::poll([self.port.0].into_iter(), give_up_ns);
         Ok(())
     }
 
