@@ -45,6 +45,14 @@ impl Classes {
         if self == Self::NONE {
             return false;
         }
+        // Most frames, and every packet of the data path comes here.
+        if let Some(&[8, 0, ref ip @ ..]) = frame.get(12..) {
+            return self.contain_v4(ip);
+        }
+        self.contain_other(frame)
+    }
+
+    fn contain_other(self, frame: &[u8]) -> bool {
         let (mut ethertype, mut rest) = match frame.get(12..) {
             Some([high, low, rest @ ..]) => (u16::from_be_bytes([*high, *low]), rest),
             _ => return false,

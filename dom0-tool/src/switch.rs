@@ -72,10 +72,23 @@ struct Entry {
 const NONE: Entry = Entry { key: 0, port: PortId(0), seen_ns: 0 };
 const PINNED: u64 = u64::MAX;
 
+/// What was decided last, and of what.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    addresses: [u8; 12],
+    from: PortId,
+    segment: Segment,
+    now_ns: u64,
+    decision: Decision,
+}
+
 /// The table of a learning switch.
 #[derive(Debug)]
 pub struct Switch {
     buckets: Box<[[Entry; WAYS]]>,
+    /// Frames mostly come many at a time from one sender to one receiver: what holds for one holds for the next, as long as
+    /// neither the table nor the time has changed.
+    last: Option<Last>,
 }
 
 impl Default for Switch {
@@ -96,27 +109,40 @@ fn bucket(key: u64) -> usize {
 impl Switch {
     /// Makes an empty table.
     pub fn new() -> Self {
-        Self { buckets: vec![[NONE; WAYS]; BUCKETS].into_boxed_slice() }
+        Self { buckets: vec![[NONE; WAYS]; BUCKETS].into_boxed_slice(), last: None }
     }
 
     /// Decides where a frame goes, and remembers where its sender is. `None` for a frame without addresses.
+    #[inline]
     pub fn decide(&mut self, from: PortId, segment: Segment, now_ns: u64, frame: &[u8]) -> Option<Decision> {
-        let (to, rest) = frame.split_first_chunk::<6>()?;
-        let source = Mac(*rest.first_chunk::<6>()?);
+        let addresses = *frame.first_chunk::<12>()?;
+        if let Some(last) = &self.last
+            && last.addresses == addresses
+            && (last.from, last.segment, last.now_ns) == (from, segment, now_ns)
+        {
+            return Some(last.decision);
+        }
+        let decision = self.look_up(from, segment, now_ns, addresses);
+        self.last = Some(Last { addresses, from, segment, now_ns, decision });
+        Some(decision)
+    }
+
+    fn look_up(&mut self, from: PortId, segment: Segment, now_ns: u64, addresses: [u8; 12]) -> Decision {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = addresses;
+        let (to, source) = (Mac([a, b, c, d, e, f]), Mac([g, h, i, j, k, l]));
         if !source.is_group() {
             self.learn(from, key(segment, source), now_ns);
         }
-        let to = Mac(*to);
         if to.is_group() {
-            return Some(Decision::Flood);
+            return Decision::Flood;
         }
         let wanted = key(segment, to);
         let found = self.buckets[bucket(wanted)].iter().find(|e| e.key == wanted && fresh(e, now_ns));
-        Some(match found {
+        match found {
             Some(entry) if entry.port == from => Decision::Nowhere,
             Some(entry) => Decision::To(entry.port),
             None => Decision::Flood,
-        })
+        }
     }
 
     fn learn(&mut self, from: PortId, key: u64, now_ns: u64) {
@@ -137,6 +163,7 @@ impl Switch {
 
     /// Says where an address is, for as long as the port exists, whoever else claims it.
     pub fn pin(&mut self, port: PortId, segment: Segment, mac: Mac) {
+        self.last = None;
         let key = key(segment, mac);
         let entries = &mut self.buckets[bucket(key)];
         let slot = match entries.iter().position(|e| e.key == key) {
@@ -152,6 +179,7 @@ impl Switch {
 
     /// Forgets where an address is, if it is behind this port.
     pub fn unpin(&mut self, port: PortId, segment: Segment, mac: Mac) {
+        self.last = None;
         let key = key(segment, mac);
         for entry in &mut self.buckets[bucket(key)] {
             if entry.key == key && entry.port == port {
@@ -162,6 +190,7 @@ impl Switch {
 
     /// Forgets all addresses behind a port.
     pub fn forget(&mut self, port: PortId) {
+        self.last = None;
         for entry in self.buckets.iter_mut().flatten() {
             if entry.key != 0 && entry.port == port {
                 *entry = NONE;
@@ -212,5 +241,40 @@ mod tests {
         }
         switch.decide(thief, LAN, 7, &frame(9, 1));
         assert_eq!(switch.decide(other, LAN, 8, &frame(1, 3)), Some(Decision::To(guest)));
+    }
+
+    #[test]
+    fn what_is_repeated_is_what_would_be_decided_anew() {
+        let (mut switch, mut anew) = (Switch::new(), Switch::new());
+        let mut seed = 1u32;
+        let mut pick = |below: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) % below
+        };
+        let (mut now_ns, mut repeated) = (0, 0);
+        for _ in 0..50_000 {
+            let (port, segment) = (PortId(pick(3) as u16), Segment(pick(2) as u16));
+            let mac = Mac([2, 0, 0, 0, 0, pick(3) as u8]);
+            match pick(40) {
+                0 => [&mut switch, &mut anew].map(|switch| switch.pin(port, segment, mac)),
+                1 => [&mut switch, &mut anew].map(|switch| switch.unpin(port, segment, mac)),
+                2 => [&mut switch, &mut anew].map(|switch| switch.forget(port)),
+                3 => {
+                    now_ns += u64::from(pick(3)) * (AGE_NS / 2);
+                    continue;
+                }
+                _ => {
+                    let frame = frame(pick(3) as u8, mac.0[5]);
+                    for _ in 0..=pick(3) {
+                        anew.last = None;
+                        let decided = switch.decide(port, segment, now_ns, &frame);
+                        assert_eq!(decided, anew.decide(port, segment, now_ns, &frame));
+                        repeated += 1;
+                    }
+                    continue;
+                }
+            };
+        }
+        assert!(repeated > 50_000);
     }
 }
