@@ -16,7 +16,7 @@ use crate::trunk::{MAX_TRUNKS, Trunk};
 use crate::vif::across::Whole;
 use crate::vif::holds::HoldTimes;
 use crate::vif::scratch::{Leases, Parcel};
-use crate::vif::tx::Taken;
+use crate::vif::tx::{Taken, judge};
 use crate::vif::{Aim, Counters, Vif};
 use crate::xen::PageAccess;
 
@@ -54,6 +54,21 @@ pub struct UplinkCounters {
     /// By what its frames go.
     #[serde(default)]
     pub by: By,
+}
+
+impl UplinkCounters {
+    /// Counts a frame of so many bytes that was to be sent.
+    fn note(&mut self, sent: Sent, bytes: usize) {
+        match sent {
+            Sent::Yes => {
+                self.sent += 1;
+                self.sent_bytes += bytes as u64;
+            }
+            // Counted when it is flushed.
+            Sent::Queued => {}
+            Sent::No => self.send_drops += 1,
+        }
+    }
 }
 
 /// A port.
@@ -204,13 +219,20 @@ impl<P: PageAccess> Fabric<P> {
         }
     }
 
-    /// Hands a guest's container to another guest as it is, if all its packets go there: then what is decided for one
-    /// is decided for all, as nothing but addresses decides.
-    pub(crate) fn forward_whole(&mut self, from: &Origin, now_ns: u64, whole: &mut Whole<'_, P>) -> Taken {
+    /// Hands a guest's container on as a whole, if all its packets go to one port that has a use for that: then what is
+    /// decided for one is decided for all, as nothing but addresses decides. Another guest gets it as it is; an uplink that
+    /// keeps frames in memory of its own has those that were not read yet written there.
+    pub(crate) fn forward_whole(
+        &mut self,
+        from: &Origin,
+        now_ns: u64,
+        whole: &mut Whole<'_, P>,
+        sender: &mut Counters,
+    ) -> Taken {
         let container = &*whole.bytes;
         let Some((first, others)) = whole.packets.split_first() else { return Taken::No };
         let frame = &container[first.range()];
-        if others.is_empty() || !from.guard.admits(frame) {
+        if (others.is_empty() && !whole.is_unread()) || !from.guard.admits(frame) {
             return Taken::No;
         }
         let decision = self.switch.decide(from.port, from.segment, now_ns, frame);
@@ -218,20 +240,24 @@ impl<P: PageAccess> Fabric<P> {
         if !self.may_reach(from, to) {
             return Taken::No;
         }
-        let Some(Port { kind: Kind::Guest { vif, region }, .. }) =
-            self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut)
-        else {
+        let addresses = frame.first_chunk::<12>();
+        let together =
+            || others.iter().all(|other| container[other.range()].first_chunk::<12>() == addresses);
+        let Some(port) = self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut) else {
             return Taken::No;
         };
-        let addresses = frame.first_chunk::<12>();
-        if vif.fault.is_some()
-            || others.iter().any(|other| container[other.range()].first_chunk::<12>() != addresses)
-        {
-            return Taken::No;
-        }
-        let start = region_start(*region);
-        let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
-        let taken = vif.accept_container(memory, now_ns, whole, &mut self.leases);
+        let taken = match &mut port.kind {
+            Kind::Guest { vif, region } if vif.fault.is_none() && !others.is_empty() && together() => {
+                let start = region_start(*region);
+                let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
+                vif.accept_container(memory, now_ns, whole, &mut self.leases)
+            }
+            Kind::Uplink { link, counters } if whole.is_unread() && together() => {
+                send_whole(&mut **link, counters, whole, sender);
+                Taken::Yes
+            }
+            _ => Taken::No,
+        };
         if taken == Taken::Yes {
             self.aim.note(to);
         }
@@ -293,15 +319,8 @@ impl<P: PageAccess> Fabric<P> {
                 self.trace.guest = Some(to);
             }
             Kind::Uplink { link, counters } => {
-                match link.send(frame, meta) {
-                    Sent::Yes => {
-                        counters.sent += 1;
-                        counters.sent_bytes += frame.len() as u64;
-                    }
-                    // Counted when it is flushed.
-                    Sent::Queued => {}
-                    Sent::No => counters.send_drops += 1,
-                }
+                let sent = link.send(frame, meta);
+                counters.note(sent, frame.len());
                 self.trace.hit |= self.trace.watched == Some(to);
             }
             Kind::Trunk(_) if from.via == Via::Trunk => return Forwarded::Nobody,
@@ -322,6 +341,14 @@ impl<P: PageAccess> Fabric<P> {
             Some(None) => Travel::Alone { vif: id },
             None => Travel::Nowhere,
         }
+    }
+
+    /// Returns whether an uplink is behind with what was sent by it.
+    pub(crate) fn is_behind(&mut self) -> bool {
+        self.ports.iter_mut().flatten().any(|port| match &mut port.kind {
+            Kind::Uplink { link, .. } => link.is_behind(),
+            Kind::Guest { .. } | Kind::Trunk(_) => false,
+        })
     }
 
     /// Sends what waits in uplinks.
@@ -349,6 +376,28 @@ impl<P: PageAccess> Fabric<P> {
         match &self.ports.get(usize::from(id.0))?.as_ref()?.kind {
             Kind::Guest { vif, .. } => Some(vif.counters),
             Kind::Uplink { .. } | Kind::Trunk(_) => None,
+        }
+    }
+}
+
+/// Sends the packets of a container by an uplink. Each is judged where it was written to, which nobody else can.
+fn send_whole<P: PageAccess>(
+    link: &mut dyn Uplink,
+    counters: &mut UplinkCounters,
+    whole: &mut Whole<'_, P>,
+    sender: &mut Counters,
+) {
+    for packet in whole.packets {
+        let bytes = packet.range().len();
+        let sent = if let Some(place) = link.place(bytes) {
+            whole.read_packet(packet, place);
+            judge(place, packet.meta, sender).map(|meta| link.send_placed(meta))
+        } else {
+            let frame = whole.fill_packet(packet);
+            judge(frame, packet.meta, sender).map(|meta| link.send(frame, meta))
+        };
+        if let Some(sent) = sent {
+            counters.note(sent, bytes);
         }
     }
 }

@@ -49,7 +49,8 @@ pub struct Settings {
     /// When this many frames or more came in within about one hold-off, the next look at uplinks and at guests
     /// that send is put off, so that one wake-up serves many packets.
     pub busy_frames: usize,
-    /// For how long at least; 0 for never.
+    /// For how long at least, and for how long while a TAP has 64 KiB and more yet to take of what was sent to it; 0 for
+    /// never.
     pub holdoff_us: u32,
     /// For how long at most, where looks bring few frames, and longer waits bring more. Not where a guest's policy is
     /// a bound on delay.
@@ -283,7 +284,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             if !again && !polls {
                 let most_ns = self.longest_holdoff_ns(holdoff_ns);
                 let busy_frames = self.settings.busy_frames;
-                let put_off_ns = self.load.put_off_ns(now_ns, busy_frames, holdoff_ns, most_ns);
+                let mut put_off_ns = self.load.put_off_ns(now_ns, busy_frames, holdoff_ns, most_ns);
+                // Else each answer to what is being sent would be looked for by itself.
+                if put_off_ns < holdoff_ns && self.fabric.is_behind() {
+                    put_off_ns = holdoff_ns;
+                }
                 self.put_off_until_ns = now_ns + put_off_ns;
                 self.counters.put_off += u64::from(put_off_ns > 0);
             }

@@ -151,6 +151,29 @@ pub trait Uplink: Send {
     /// the kernel's vhost thread empties it waits, up to 2 ms.
     fn send(&mut self, frame: &[u8], meta: Meta) -> Sent;
 
+    /// Returns whether the kernel has yet to take much of what was sent: what is answered to that comes then.
+    fn is_behind(&mut self) -> bool {
+        false
+    }
+
+    /// Returns whether it keeps frames in memory of its own, into which they can be written.
+    fn has_places(&self) -> bool {
+        false
+    }
+
+    /// Returns where a frame of so many bytes may be written, with whatever in it, if there is room. It goes nowhere unless
+    /// [`send_placed`](Self::send_placed) comes next. It waits for room as [`send`](Self::send) does.
+    fn place(&mut self, frame_bytes: usize) -> Option<&mut [u8]> {
+        let _ = frame_bytes;
+        None
+    }
+
+    /// Sends the frame that was written where the last [`place`](Self::place) was.
+    fn send_placed(&mut self, meta: Meta) -> Sent {
+        let _ = meta;
+        Sent::No
+    }
+
     /// Sends what waits; called at the end of every pass.
     fn flush(&mut self) -> Flushed {
         Flushed::default()

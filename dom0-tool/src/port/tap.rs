@@ -309,6 +309,26 @@ impl Uplink for Tap {
         }
     }
 
+    fn is_behind(&mut self) -> bool {
+        self.vhost.as_mut().is_some_and(|vhost| vhost.is_behind())
+    }
+
+    fn has_places(&self) -> bool {
+        self.vhost.is_some()
+    }
+
+    fn place(&mut self, frame_bytes: usize) -> Option<&mut [u8]> {
+        if self.vhost.as_mut()?.make_room(frame_bytes).is_err() {
+            self.give_up_vhost();
+        }
+        self.vhost.as_mut()?.place(frame_bytes)
+    }
+
+    fn send_placed(&mut self, meta: Meta) -> Sent {
+        // A place was given out, and nothing was given up since.
+        self.vhost.as_mut().map_or(Sent::No, |vhost| vhost.send_placed(meta))
+    }
+
     fn flush(&mut self) -> Flushed {
         let file = &mut self.file;
         match self.vhost.as_mut().map(|vhost| vhost.flush(|bytes| file.write(bytes).is_ok())) {

@@ -43,6 +43,8 @@ const TX_QUEUE: u32 = 1;
 
 /// An Ethernet header.
 const ETHERNET_BYTES: usize = 14;
+/// So many bytes in the ring, and the thread is behind: the longest super-frame.
+const BEHIND_BYTES: u64 = 64 << 10;
 /// How long a full ring is waited for, at most. Until then the kernel's thread does what our own writes would do.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 /// So many waits in a row that brought nothing, and the thread is taken for dead.
@@ -164,16 +166,33 @@ impl Vhost {
         if frame.len() < ETHERNET_BYTES {
             return Ok(Sent::No);
         }
-        let header = make_header(frame, meta);
-        if !self.ring.push(&header, frame) {
+        self.make_room(frame.len())?;
+        let Some(place) = self.ring.place(frame.len()) else { return Ok(Sent::No) };
+        place.copy_from_slice(frame);
+        Ok(self.send_placed(meta))
+    }
+
+    /// Hands over what waits and waits for room, if there is none for a frame of so many bytes.
+    ///
+    /// # Errors
+    /// [`Broken`]: the ring is not to be used any more.
+    pub(super) fn make_room(&mut self, frame_bytes: usize) -> Result<(), Broken> {
+        if self.ring.place(frame_bytes).is_none() {
             self.hand_over();
             self.wait()?;
-            if !self.ring.push(&header, frame) {
-                return Ok(Sent::No);
-            }
         }
-        self.waiting_bytes += frame.len() as u64;
-        Ok(Sent::Queued)
+        Ok(())
+    }
+
+    /// Returns where a frame of so many bytes may be written that is then [sent](Self::send_placed), if there is room.
+    pub(super) fn place(&mut self, frame_bytes: usize) -> Option<&mut [u8]> {
+        if frame_bytes < ETHERNET_BYTES { None } else { self.ring.place(frame_bytes) }
+    }
+
+    /// Keeps the frame that was written in its place until the flush.
+    pub(super) fn send_placed(&mut self, meta: Meta) -> Sent {
+        self.waiting_bytes += self.ring.keep(|frame| make_header(frame, meta)) as u64;
+        Sent::Queued
     }
 
     /// Hands over what waits, and tells the kernel's thread if it sleeps.
@@ -230,6 +249,13 @@ impl Vhost {
             }
         }
         Ok(std::mem::take(&mut self.done))
+    }
+
+    /// Returns whether much of what was handed over has not been taken yet.
+    pub(super) fn is_behind(&mut self) -> bool {
+        let much = |ring: &Vring| ring.used_bytes() >= BEHIND_BYTES;
+        // Where the ring is broken, the next flush says so.
+        much(&self.ring) && self.ring.reclaim().is_ok() && much(&self.ring)
     }
 
     /// Returns what came of the frames in a ring that is not to be used any more.

@@ -79,6 +79,16 @@ pub(super) struct Vring {
     freed: u64,
     /// What `freed` becomes when an entry's frame is taken.
     ends: Box<[u64; ENTRIES as usize]>,
+    /// Where the next frame is being written, until it is kept.
+    placed: Option<Placed>,
+}
+
+/// Room for a frame and its header.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    at: usize,
+    len: usize,
+    end: u64,
 }
 
 impl Vring {
@@ -91,7 +101,7 @@ impl Vring {
             memory.word(AVAIL_AT + 4 + 2 * usize::from(n)).store(pair, Relaxed);
         }
         let ends = Box::new([0; ENTRIES as usize]);
-        let ring = Self { memory, next: 0, published: 0, seen: 0, written: 0, freed: 0, ends };
+        let ring = Self { memory, next: 0, published: 0, seen: 0, written: 0, freed: 0, ends, placed: None };
         ring.say(NO_INTERRUPT);
         Ok(ring)
     }
@@ -122,12 +132,14 @@ impl Vring {
         self.seen == self.published
     }
 
-    /// Keeps a frame behind its header. Returns whether there was room.
-    pub(super) fn push(&mut self, header: &[u8; VNET_BYTES], frame: &[u8]) -> bool {
+    /// Returns where a frame of so many bytes may be written that is then [kept](Self::keep), behind its header, if there is
+    /// room.
+    pub(super) fn place(&mut self, frame_bytes: usize) -> Option<&mut [u8]> {
+        self.placed = None;
         if self.next.wrapping_sub(self.seen) == ENTRIES {
-            return false;
+            return None;
         }
-        let len = VNET_BYTES + frame.len();
+        let len = VNET_BYTES + frame_bytes;
         let room = (len as u64).next_multiple_of(16);
         let mut start = self.written;
         let left = FRAME_BYTES as u64 - start % FRAME_BYTES as u64;
@@ -137,15 +149,28 @@ impl Vring {
         }
         let end = start + room;
         if end - self.freed > FRAME_BYTES as u64 {
-            return false;
+            return None;
         }
         let at = FRAMES_AT + (start % FRAME_BYTES as u64) as usize;
+        self.placed = Some(Placed { at, len, end });
         // SAFETY: the bytes are in no published descriptor: they lie after all that is in use, and no further than
         // one round, as was just checked. The other side only reads what is published.
+        Some(unsafe { self.memory.lend(at + VNET_BYTES, frame_bytes) })
+    }
+
+    /// Returns how many bytes are in use, as far as is known.
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.written - self.freed
+    }
+
+    /// Keeps the frame that was written where the last [place](Self::place) was, behind the header that `head` makes of it.
+    /// Returns its length.
+    pub(super) fn keep(&mut self, head: impl FnOnce(&[u8]) -> [u8; VNET_BYTES]) -> usize {
+        let Some(Placed { at, len, end }) = self.placed.take() else { return 0 };
+        // SAFETY: as in `place`, since when nothing was published and no room taken.
         let bytes = unsafe { self.memory.lend(at, len) };
-        let (first, rest) = bytes.split_at_mut(VNET_BYTES);
-        first.copy_from_slice(header);
-        rest.copy_from_slice(frame);
+        let (first, frame) = bytes.split_at_mut(VNET_BYTES);
+        first.copy_from_slice(&head(frame));
         self.written = end;
         let entry = self.next % ENTRIES;
         self.ends[usize::from(entry)] = end;
@@ -156,7 +181,7 @@ impl Vring {
         // Flags and the next descriptor, which is none, are the last word, and stay zero.
         self.memory.word(descriptor + 8).store(len as u32, Relaxed);
         self.next = self.next.wrapping_add(1);
-        true
+        len - VNET_BYTES
     }
 
     /// Takes the only frame back that waits, with its header, when everything before it was taken.
@@ -221,6 +246,7 @@ impl Vring {
     /// Goes back to the begin of the memory when no frame is in it.
     fn start_over(&mut self) {
         if self.seen == self.next {
+            self.placed = None;
             (self.written, self.freed) = (0, 0);
         }
     }
@@ -229,6 +255,16 @@ impl Vring {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Vring {
+        /// Keeps a frame behind its header. Returns whether there was room.
+        fn push(&mut self, header: &[u8; VNET_BYTES], frame: &[u8]) -> bool {
+            let Some(place) = self.place(frame.len()) else { return false };
+            place.copy_from_slice(frame);
+            self.keep(|_| *header);
+            true
+        }
+    }
 
     /// The other side, as the header describes it: it reads addresses, and keeps an index of its own.
     struct Taker<'a> {
@@ -309,6 +345,27 @@ mod tests {
         ring.reclaim().unwrap();
         assert!(ring.is_drained() && ring.waiting() == 0);
         assert_eq!((ring.written, ring.freed), (0, 0), "the next frame is at the begin again");
+    }
+
+    #[test]
+    fn a_frame_is_written_in_place_and_only_one_that_is_kept_goes_out() {
+        let mut ring = Vring::new().unwrap();
+        ring.place(60).unwrap().copy_from_slice(&frame(1, 60));
+        ring.place(1514).unwrap().copy_from_slice(&frame(2, 1514));
+        let kept = ring.keep(|written| {
+            assert_eq!(written, frame(2, 1514));
+            header(2)
+        });
+        assert_eq!((kept, ring.waiting()), (1514, 1));
+        assert_eq!((ring.keep(|_| header(3)), ring.waiting()), (0, 1), "once");
+        assert!(ring.push(&header(4), &frame(4, 60)));
+        ring.publish();
+        let taken = as_taker(&ring, |taker| taker.take(9));
+        assert_eq!(
+            taken,
+            [[&header(2)[..], &frame(2, 1514)].concat(), [&header(4)[..], &frame(4, 60)].concat()]
+        );
+        assert!(ring.place(FRAME_BYTES).is_none(), "there is never so much room");
     }
 
     #[test]

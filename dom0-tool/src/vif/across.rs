@@ -1,5 +1,6 @@
 //! A container in the pages of a guest that has them mapped here: what is decided on is read first, into private memory,
-//! and the rest once it is known where it goes, straight into the pages of another guest where those are mapped, too.
+//! and the rest once it is known where it goes: straight into the pages of another guest where those are mapped, too, or into
+//! the memory in which an uplink keeps frames.
 //!
 //! Each byte is read once. Header, table and the first bytes of each packet, from which it is decided, go out from
 //! private memory, so that it does not matter what their writer makes of them meanwhile. It knows pages and packets, and
@@ -53,6 +54,14 @@ impl<'a, P: PageAccess> Mapped<'a, P> {
     fn read(&self, range: Range<usize>, copy: &mut [u8]) {
         self.parts(range, |_, page, offset, part| {
             page.copy_out(offset, &mut copy[part]);
+        });
+    }
+
+    /// Copies a part to somewhere else in private memory, which is as long.
+    fn read_into(&self, range: Range<usize>, place: &mut [u8]) {
+        let start = range.start;
+        self.parts(range, |_, page, offset, part| {
+            page.copy_out(offset, &mut place[part.start - start..part.end - start]);
         });
     }
 
@@ -136,6 +145,29 @@ impl<'a, P: PageAccess> Whole<'a, P> {
             pages.read(start + KNOWN_BYTES..end, self.bytes);
             self.read_bytes += end - start - KNOWN_BYTES;
         }
+    }
+
+    /// Writes a packet, all of it, to a place in private memory that is as long: what it was decided on, and the rest from
+    /// where it is.
+    pub fn read_packet(&mut self, packet: &Packet, place: &mut [u8]) {
+        let Range { start, end } = packet.range();
+        let known = if self.unread.is_some() { start + KNOWN_BYTES } else { end };
+        let (first, rest) = place.split_at_mut(known - start);
+        first.copy_from_slice(&self.bytes[start..known]);
+        if let Some(pages) = &self.unread {
+            pages.read_into(known..end, rest);
+            self.read_bytes += end - known;
+        }
+    }
+
+    /// Reads the rest of a packet into the private copy, and returns all of it there.
+    pub fn fill_packet(&mut self, packet: &Packet) -> &[u8] {
+        let Range { start, end } = packet.range();
+        if let Some(pages) = &self.unread {
+            pages.read(start + KNOWN_BYTES..end, self.bytes);
+            self.read_bytes += end - start - KNOWN_BYTES;
+        }
+        &self.bytes[start..end]
     }
 
     /// Copies the container into another guest's pages: from the private copy what it was decided on, with what lies between

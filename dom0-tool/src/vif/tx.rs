@@ -15,7 +15,7 @@ use super::scratch::{Leases, Scratch};
 use super::staging::Table;
 use crate::switch::Mac;
 use crate::xen::{By, Copies, CopyOp, DomainId, GrantRef, PageAccess};
-pub use deliver::{Delivery, Taken};
+pub use deliver::{Delivery, Taken, judge};
 
 /// Extra segments of one frame that are read before the chain counts as endless: one of each kind.
 const MAX_EXTRAS: u32 = 4;

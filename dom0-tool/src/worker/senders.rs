@@ -5,6 +5,7 @@
 //! while all that it sent last went to that one guest, never for longer than [`PATIENCE_NS`], and not at all for a
 //! guest that has taken nothing for that long. What comes then finds a full queue, and is lost there.
 
+use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::{MAX_RX_BYTES, MAX_TX_BYTES};
 use drayage_wire::ring::SharedWords;
 
@@ -28,6 +29,10 @@ const PATIENCE_NS: u64 = 30_000_000;
 /// where it is handed on whole; two are kept for what is closed half empty (`Rx::room`).
 const PLACES: usize = REGION_BYTES / MAX_RX_BYTES;
 
+/// From this length on, on average, an uplink has frames read straight into its memory: a copy less costs less than the looks
+/// at the same pages that it takes.
+const LONG_FRAME_BYTES: usize = PAGE_SIZE;
+
 /// How much may be taken from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Allowance {
@@ -37,9 +42,9 @@ enum Allowance {
     /// goes to several. The next one, in the pass that follows at once, may be for one only, who is not to get all that a
     /// ring holds at once then.
     Little,
-    /// As much as the queue of a guest has room for while nothing waits there: all goes out by an uplink, but what comes
+    /// As much as the queue of a guest has room for while nothing waits there: all goes out by this uplink, but what comes
     /// next may be for a guest.
-    Part,
+    Part(PortId),
     /// As much as there is room for where it goes.
     Bytes { to: PortId, bytes: usize, container_bytes: usize },
 }
@@ -49,7 +54,7 @@ impl Allowance {
         match self {
             Self::All => usize::MAX,
             Self::Little => MAX_TX_BYTES,
-            Self::Part => 4 * MAX_TX_BYTES,
+            Self::Part(_) => 4 * MAX_TX_BYTES,
             Self::Bytes { bytes, .. } => bytes,
         }
     }
@@ -59,7 +64,7 @@ impl Allowance {
         match self {
             Self::All => 0,
             Self::Little => self.bytes() / (PLACES / 2),
-            Self::Part => self.bytes() / (PLACES - 2),
+            Self::Part(_) => self.bytes() / (PLACES - 2),
             Self::Bytes { container_bytes, .. } => container_bytes,
         }
     }
@@ -76,7 +81,7 @@ fn allowance<P: SharedWords>(fabric: &Fabric<P>, from: usize, now_ns: u64) -> Al
         Aim::Nothing | Aim::Many => return Allowance::Little,
         Aim::One(to) => to,
     };
-    let Some(receiver) = guest(usize::from(to.0)) else { return Allowance::Part };
+    let Some(receiver) = guest(usize::from(to.0)) else { return Allowance::Part(to) };
     let too_long = |since_ns: u64| now_ns.saturating_sub(since_ns) >= PATIENCE_NS;
     if receiver.fault.is_some()
         || receiver.rx.stuck_since_ns().is_some_and(too_long)
@@ -140,7 +145,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         let mut starved = None;
         for at in (first..ports).chain(0..first) {
             let allowance = allowance(&self.fabric, at, now_ns);
-            let look = self.look(allowance);
+            let look = self.look(at, allowance);
             let Some(Port { kind: Kind::Guest { vif, .. }, .. }) = &mut self.fabric.ports[at] else {
                 continue;
             };
@@ -183,17 +188,19 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     }
 
     /// Returns how much of a container in mapped pages is to be read before it is known where it goes: a capture wants to
-    /// see all of it, and only where the next guest's pages are mapped, too, it goes straight there.
-    fn look(&self, allowance: Allowance) -> Look {
-        let Allowance::Bytes { to, .. } = allowance else { return Look::Whole };
-        match self.fabric.ports.get(usize::from(to.0)) {
-            Some(Some(Port { kind: Kind::Guest { vif, .. }, .. }))
-                if vif.staging.is_some() && self.capture.is_none() =>
-            {
-                Look::First
+    /// see all of it, and only where the next guest's pages are mapped, too, or an uplink has memory for frames, it goes
+    /// straight there.
+    fn look(&self, from: usize, allowance: Allowance) -> Look {
+        let (Allowance::Bytes { to, .. } | Allowance::Part(to)) = allowance else { return Look::Whole };
+        let kind = |at: usize| Some(&self.fabric.ports.get(at)?.as_ref()?.kind);
+        let straight = match (kind(usize::from(to.0)), kind(from)) {
+            (Some(Kind::Guest { vif, .. }), _) => vif.staging.is_some(),
+            (Some(Kind::Uplink { link, .. }), Some(Kind::Guest { vif, .. })) => {
+                vif.frame_bytes >= LONG_FRAME_BYTES && link.has_places()
             }
-            _ => Look::Whole,
-        }
+            _ => false,
+        };
+        if straight && self.capture.is_none() { Look::First } else { Look::Whole }
     }
 
     /// Sends on what was taken from the guest at a port. Returns how many frames that was.
@@ -222,7 +229,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                     Delivery::Container(_) if capture.is_some() => return Taken::No,
                     Delivery::Container(whole) => {
                         let packets = whole.packets.len();
-                        let taken = fabric.forward_whole(&from, now_ns, whole);
+                        let taken = fabric.forward_whole(&from, now_ns, whole, counters);
                         frames += if taken == Taken::Yes { packets } else { 0 };
                         return taken;
                     }

@@ -160,7 +160,7 @@ impl<P: PageAccess> Tx<P> {
 
 /// Judges what a guest says of a frame, before somebody else believes it: a super-frame must be one, and its
 /// checksum is blank whatever the flags. Returns what travels beside the frame, or `None` for one to be dropped.
-fn judge(frame: &[u8], meta: Meta, counters: &mut Counters) -> Option<Meta> {
+pub fn judge(frame: &[u8], meta: Meta, counters: &mut Counters) -> Option<Meta> {
     let Some(gso) = meta.gso else { return Some(meta) };
     if !segment::is_sound(frame, gso) {
         counters.drops.malformed += 1;
