@@ -33,8 +33,10 @@ const COUNTERS: [(&str, &str); 7] = [
 const WAYS: [(Peer, &str, &str); 3] =
     [(Peer::C, "", ""), (Peer::D, "--staged off", ""), (Peer::D, "--staged on", ", pages mapped")];
 
-/// Packets of a stream that is counted.
-const PACKETS: u64 = 50_000;
+/// Packets of a stream that is counted: some hundred containers, as its beginning and its end have an event each.
+fn packets(frame_bytes: usize) -> u64 {
+    if frame_bytes < 1000 { 250_000 } else { 50_000 }
+}
 
 /// Runs suite `cost`.
 pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
@@ -48,7 +50,7 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
             receiver.prepare(lab, source)?;
             for frame_bytes in ENDS {
                 let before = interface(lab.dom0)?;
-                let stream = Stream { frame_bytes, count: PACKETS, rate: None };
+                let stream = Stream { frame_bytes, count: packets(frame_bytes), rate: None };
                 one_stream(lab.dom0, receiver.path.as_ref(), &receiver.reader, source, stream)?;
                 let after = interface(lab.dom0)?;
                 let case = format!("into the guest, source {}{pages}", source.name());
@@ -60,7 +62,11 @@ pub fn cost(lab: &mut Lab<'_>) -> Result<()> {
         let transmitter = Transmitter::create_with(lab.dom0, peer, mode, site, "port", options, "")?;
         for frame_bytes in ENDS {
             let before = interface(lab.dom0)?;
-            transmitter.measure(lab.dom0, site, Stream { frame_bytes, count: PACKETS, rate: None })?;
+            transmitter.measure(
+                lab.dom0,
+                site,
+                Stream { frame_bytes, count: packets(frame_bytes), rate: None },
+            )?;
             let after = interface(lab.dom0)?;
             let case = format!("out of the guest, to drayage's port{pages}");
             counted(lab, (peer, mode), &case, frame_bytes, Grown { before: &before, after: &after })?;
