@@ -43,7 +43,15 @@ struct Scenario {
     run: fn(&mut Bench) -> Result<()>,
 }
 
-/// Returns every scenario, in the order in which they run.
+/// A test that has a machine of its own.
+type Alone = fn(&Context) -> Result<()>;
+
+/// Returns the tests that have a machine of their own.
+fn alone() -> impl Iterator<Item = (&'static str, Alone)> {
+    plain::scenarios().into_iter().chain(slo::alone())
+}
+
+/// Returns every other scenario, in the order in which they run.
 fn scenarios() -> Vec<Scenario> {
     [
         stock::scenarios(),
@@ -71,7 +79,7 @@ fn scenarios() -> Vec<Scenario> {
 /// module's name elsewhere.
 pub fn is_scenario(pattern: &str) -> bool {
     let mut names =
-        scenarios().into_iter().map(|scenario| scenario.name).chain(plain::scenarios().map(|(name, _)| name));
+        scenarios().into_iter().map(|scenario| scenario.name).chain(alone().map(|(name, _)| name));
     names.any(|name| name.starts_with(pattern)) && !"xen::".starts_with(pattern)
 }
 
@@ -79,7 +87,7 @@ pub fn is_scenario(pattern: &str) -> bool {
 pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
     let mut tally = Tally::default();
-    for (name, scenario) in plain::scenarios() {
+    for (name, scenario) in alone() {
         if wanted(name) {
             let started = Instant::now();
             tally.note(name, started, scenario(context));
@@ -92,7 +100,7 @@ pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     for scenario in wanted.drain(..) {
         let mut machine = match bed.take() {
             Some(machine) => machine,
-            None => boot(context, packaged)?,
+            None => boot(context, Clock::Wall, packaged, LIMIT)?,
         };
         let started = Instant::now();
         let result = (scenario.run)(&mut Bench::new(&mut machine.dom0));
@@ -114,13 +122,13 @@ pub fn run(context: &Context, pattern: Option<&str>) -> Result<Counts> {
     Ok(tally.counts)
 }
 
-fn boot(context: &Context, packaged: bool) -> Result<Testbed> {
+fn boot(context: &Context, clock: Clock, packaged: bool, limit: Duration) -> Result<Testbed> {
     let provisions = provide(&context.workspace, Placement::Installed, context.verbosity)?;
     let mut programs = products::programs(&context.workspace, context.verbosity)?;
     if packaged {
         programs.package = Some(crate::package::pack(context, &programs, None)?);
     }
-    Testbed::boot(&context.workspace, &provisions, &programs, Clock::Wall, LIMIT, context.verbosity)
+    Testbed::boot(&context.workspace, &provisions, &programs, clock, limit, context.verbosity)
 }
 
 /// What has been judged so far.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use drayage_peer::echo::{Extent, tcp_client, udp_client};
 
+use super::Alone;
 use crate::commands::Context;
 use crate::products;
 use crate::qemu::{Machine, plain_command};
@@ -16,9 +17,7 @@ use crate::setup::provide_qemu;
 /// Time after which the machine is ended by force.
 const LIMIT: Duration = Duration::from_secs(120);
 
-type PlainScenario = fn(&Context) -> Result<()>;
-
-pub(super) fn scenarios() -> [(&'static str, PlainScenario); 1] {
+pub(super) fn scenarios() -> [(&'static str, Alone); 1] {
     [("qemu::echo_over_virtio", echo_over_virtio)]
 }
 
