@@ -39,7 +39,7 @@ impl<'a> Bench<'a> {
         )?;
         // What a daemon that was killed wanted to find again, and bridges: dom0's address must be on one device only.
         self.dom0.shell(
-            "rm -rf /run/drayage; for dev in /sys/class/net/*/tun_flags /sys/class/net/*/bridge; do \
+            "rm -rf /run/drayage /run/drayage.toml; for dev in /sys/class/net/*/tun_flags /sys/class/net/*/bridge; do \
              [ -e $dev ] || continue; dev=${dev%/*}; ip link del ${dev##*/}; done",
         )?;
         let left = self.dom0.shell("xl list | tail -n +3")?;
