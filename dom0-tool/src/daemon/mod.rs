@@ -3,6 +3,7 @@
 //!
 //! It starts and ends things, and knows none of them from within.
 
+mod asked;
 mod capture;
 mod config;
 mod data;
@@ -22,9 +23,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 
 use crate::clock::{Clock, Monotonic};
 use crate::control::attachment::Memory;
-use crate::control::details::Asked;
 use crate::control::error::{Failure, FailureKind};
-use crate::control::{AttachRequest, DEFAULT_SIZE_BYTES, Detached, Manager};
+use crate::control::{Detached, Manager};
 use crate::ipc::{DEFAULT_SOCKET, Generated, Reply, Request, Stats, ask, hand_over};
 use crate::port::generator::{MAX_FRAME_BYTES, MIN_FRAME_BYTES, Stream};
 use crate::sandbox::{self, Needs};
@@ -33,6 +33,7 @@ use crate::switch::Mac;
 use crate::worker::{Target, WorkerCounters};
 use crate::xen::kept::KeptPages;
 use crate::xen::{DomainId, OpenError};
+pub use asked::attach_request;
 pub use config::{Config, Defaults};
 use data::Scheduling;
 use lock::Lock;
@@ -421,88 +422,5 @@ fn to_reply(value: impl serde::Serialize) -> Reply {
     match serde_json::to_value(value) {
         Ok(value) => Reply::Ok(value),
         Err(error) => Reply::Error(Failure::new(FailureKind::Other, error.to_string())),
-    }
-}
-
-/// Turns the texts of a request into what they mean.
-///
-/// # Errors
-/// [`Failure`] of the kind [`FailureKind::BadValue`].
-pub fn attach_request(request: Request, defaults: Defaults) -> Result<AttachRequest, Failure> {
-    let Request::Attach {
-        domain,
-        vif,
-        mac,
-        port,
-        policy,
-        urgent,
-        size_bytes,
-        containers,
-        rules,
-        staged,
-        trusted,
-    } = request
-    else {
-        return Err(Failure::new(FailureKind::Other, "not an attachment"));
-    };
-    let bad = |message: String| Failure::new(FailureKind::BadValue, message);
-    let mac = mac
-        .map(|text| {
-            let parsed = drayage_wire::keys::parse_mac(text.as_bytes()).map(Mac);
-            parsed.ok_or_else(|| bad(format!("bad mac {text:?}: write six bytes as in 00:16:3e:01:02:03")))
-        })
-        .transpose()?;
-    let policy = match policy {
-        Some(text) => text.parse().map_err(|error: crate::policy::BadPolicy| bad(error.to_string()))?,
-        None => defaults.policy,
-    };
-    let urgent = match urgent {
-        Some(text) => text.parse().map_err(|error: crate::class::BadClasses| bad(error.to_string()))?,
-        None => defaults.urgent,
-    };
-    let port = port
-        .map(|text| text.parse().map_err(|error: crate::port::spec::BadPort| bad(error.to_string())))
-        .transpose()?;
-    let size_bytes = size_bytes.unwrap_or(DEFAULT_SIZE_BYTES);
-    let mapping = Asked { staged: staged.unwrap_or(defaults.staged), trusted };
-    Ok(AttachRequest { domain, vif, mac, port, policy, urgent, size_bytes, containers, rules, mapping })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::Policy;
-
-    fn attach(mac: Option<&str>, port: Option<&str>, policy: Option<&str>) -> Result<AttachRequest, Failure> {
-        let request = Request::Attach {
-            domain: "guest".into(),
-            vif: None,
-            mac: mac.map(Into::into),
-            port: port.map(Into::into),
-            policy: policy.map(Into::into),
-            urgent: Some("arp".into()),
-            size_bytes: None,
-            containers: Default::default(),
-            staged: None,
-            trusted: Default::default(),
-            rules: Default::default(),
-        };
-        attach_request(request, Defaults::default())
-    }
-
-    #[test]
-    fn texts_are_judged_and_named() {
-        let good = attach(Some("00:16:3e:00:00:01"), Some("tap:dry0"), None).unwrap();
-        assert_eq!((good.policy, good.size_bytes), (Policy::default(), 65_536));
-        assert_eq!(good.urgent.to_string(), "arp");
-        for (request, named) in [
-            (attach(Some("00:16:3e"), None, None), "bad mac \"00:16:3e\""),
-            (attach(None, Some("eth0"), None), "bad port \"eth0\""),
-            (attach(None, None, Some("soon")), "bad policy \"soon\""),
-        ] {
-            let failure = request.unwrap_err();
-            assert!(failure.message.contains(named), "{failure}");
-            assert_eq!(failure.kind, FailureKind::BadValue);
-        }
     }
 }
