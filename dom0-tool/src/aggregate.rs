@@ -19,8 +19,8 @@ use crate::policy::Reason;
 use crate::vif::holds::Stamps;
 use crate::vif::scratch::Lent;
 pub use closed::{Closed, Place};
+pub use pieces::{Held, Part, Piece};
 use pieces::{MOST_IN_ONE, Pieces};
-pub use pieces::{Part, Piece};
 
 /// Bytes of private memory for the containers of one guest: as many as fit may be open or waiting.
 pub const REGION_BYTES: usize = 8 * MAX_RX_BYTES;
@@ -38,13 +38,22 @@ pub enum Wrap {
     Forbidden,
 }
 
-/// What came of a packet that is to stay where it is.
+/// What came of a packet that is not to be copied into the guest's region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Referral {
     /// It is in the open container.
     Done,
-    /// No more may be referred to: it is to be copied.
+    /// No more may be referred to, or there is no place for it yet: it is to be copied.
     CopyIt,
+}
+
+/// Where in the pages that a guest has posted a packet of the open container belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// How many ring slots are for what goes out before the container.
+    pub slots_before: u32,
+    /// Where in the container it starts, in bytes.
+    pub start: usize,
 }
 
 /// Why a packet was not taken.
@@ -249,7 +258,7 @@ impl Aggregator {
         self.make_room(region, now_ns, len)?;
         let Some(mut writer) = self.writer else { return Err(Refusal::NoRoom) };
         let mut start = writer.next_offset() as u32;
-        if !self.pieces.extend(start, len as u32, at) {
+        if !self.pieces.extend(start, len as u32, Some(at)) {
             if self.pieces.in_open() == MOST_IN_ONE {
                 self.close(region, now_ns, Reason::Full);
                 self.make_room(region, now_ns, len)?;
@@ -261,18 +270,50 @@ impl Aggregator {
                 return Ok(Referral::CopyIt);
             }
             let Some(lent) = refer() else { return Ok(Referral::CopyIt) };
-            self.pieces.push(Piece { start, end: start + len as u32, lent });
+            self.pieces.push(Piece { start, end: start + len as u32, place: Held::Lent(lent) });
         }
-        // It fits, so nothing is refused any more.
+        self.describe(region, now_ns, writer, len, meta);
+        Ok(Referral::Done)
+    }
+
+    /// Appends a packet of `len` bytes that `place` writes to where it belongs in the guest's pages, if it can.
+    ///
+    /// # Errors
+    /// [`Refusal`]; `place` has then not run.
+    pub fn push_placed(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        (len, meta): (usize, Meta),
+        place: impl FnOnce(Spot) -> bool,
+    ) -> Result<Referral, Refusal> {
+        self.make_room(region, now_ns, len)?;
+        let Some(writer) = self.writer else { return Err(Refusal::NoRoom) };
+        // What went across has taken its slots.
+        let slots: u32 = self.waiting().filter(|one| one.place != Place::Across).map(|one| one.slots()).sum();
+        let spot = Spot { slots_before: slots + self.skip, start: writer.next_offset() };
+        let room = self.pieces.have_room() && self.pieces.in_open() < MOST_IN_ONE;
+        if !room || !place(spot) {
+            return Ok(Referral::CopyIt);
+        }
+        let (start, end) = (spot.start as u32, (spot.start + len) as u32);
+        if !self.pieces.extend(start, len as u32, None) {
+            self.pieces.push(Piece { start, end, place: Held::Placed });
+        }
+        self.describe(region, now_ns, writer, len, meta);
+        Ok(Referral::Done)
+    }
+
+    /// Adds a packet to the open container's table that lies elsewhere, and fits.
+    fn describe(&mut self, region: &mut [u8], now_ns: u64, mut writer: Writer, len: usize, meta: Meta) {
         let _ = writer.push_with(buffer(region, self.current, self.stride), len, meta, |_| ());
         self.writer = Some(writer);
         self.stamps[self.current].add(now_ns.saturating_sub(self.opened_ns));
-        Ok(Referral::Done)
     }
 
     /// Returns the copies that a waiting container takes, in order.
     pub fn parts(&self, closed: &Closed) -> impl Iterator<Item = Part> + use<'_> {
-        let whole = |lent| Piece { start: 0, end: closed.bytes, lent };
+        let whole = |lent| Piece { start: 0, end: closed.bytes, place: Held::Lent(lent) };
         let whole = if let Place::Lent(lent) = closed.place { Some(whole(lent)) } else { None };
         pieces::parts(closed.start, closed.bytes, whole.into_iter().chain(self.pieces_of(closed)))
     }

@@ -3,6 +3,7 @@
 //! It knows how to hand a frame to each kind of port. It knows no hypervisor: what guests are to get lies in
 //! their regions of one memory until the worker asks for the copies.
 
+use drayage_wire::container::Packet;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::REGION_BYTES;
@@ -258,6 +259,37 @@ impl<P: PageAccess> Fabric<P> {
             }
             _ => Taken::No,
         };
+        if taken == Taken::Yes {
+            self.aim.note(to);
+        }
+        taken
+    }
+
+    /// Hands a packet of a guest's container, of which not all was read, straight to another guest, if it goes there alone and
+    /// that one has a place for it.
+    pub(crate) fn forward_packet(
+        &mut self,
+        from: &Origin,
+        now_ns: u64,
+        (whole, packet): (&mut Whole<'_, P>, &Packet),
+    ) -> Taken {
+        let frame = whole.known_part(packet);
+        if !from.guard.admits(frame) {
+            return Taken::No;
+        }
+        let decision = self.switch.decide(from.port, from.segment, now_ns, frame);
+        let Some(Decision::To(to)) = decision else { return Taken::No };
+        if !self.may_reach(from, to) {
+            return Taken::No;
+        }
+        let port = self.ports.get_mut(usize::from(to.0)).and_then(Option::as_mut);
+        let Some(Port { kind: Kind::Guest { vif, region }, .. }) = port else { return Taken::No };
+        if vif.fault.is_some() || !vif.subscriptions.want(frame) {
+            return Taken::No;
+        }
+        let start = region_start(*region);
+        let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
+        let taken = vif.accept_packet(memory, now_ns, (whole, packet));
         if taken == Taken::Yes {
             self.aim.note(to);
         }

@@ -190,12 +190,12 @@ impl xen::PageAccess for BackPage {
         fits
     }
 
-    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool {
-        let fits = to.access == xen::Access::ReadWrite && offset + len <= PAGE_SIZE;
+    fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> bool {
+        let fits = to.access == xen::Access::ReadWrite && offset.max(at) + len <= PAGE_SIZE;
         if fits {
             self.life.spend();
             meddle(&self.meddler, Moment::Copying);
-            self.page.copy_across(offset, &to.page, len);
+            self.page.copy_across(offset, &to.page, at, len);
             meddle(&self.meddler, Moment::Copied);
         }
         fits

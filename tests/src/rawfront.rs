@@ -139,6 +139,11 @@ impl RawFront {
         self.tx_page.clone()
     }
 
+    /// Returns the page of its RX ring.
+    pub fn rx_page(&self) -> RawPage {
+        self.rx_page.clone()
+    }
+
     /// Pushes a request, if there is room.
     pub fn send(&mut self, request: TxRequest) -> bool {
         self.tx.push(request).is_some()

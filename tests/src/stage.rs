@@ -1,13 +1,16 @@
-//! A frontend played by hand whose data pages are mapped by the backend, as its control ring asked for.
+//! A frontend played by hand whose data pages are mapped by the backend, as its control ring asked for, and which may make
+//! something else of them while they are being read.
 //!
 //! It knows the control ring and lists of references, and no packets.
 
 use drayage::vif::{Connection, ControlRing};
 use drayage::xen;
+use drayage_wire::PAGE_SIZE;
 use drayage_wire::control::{Control, Gref, Request, Response, kind, status};
 use drayage_wire::ring::FrontRing;
 use memxen::{Access, DomainId};
 
+use crate::back::Moment;
 use crate::fleet::Fleet;
 use crate::hand::DOM0;
 use crate::rawfront::{PAGES, RawFront};
@@ -48,4 +51,21 @@ pub fn staged_guest(fleet: &mut Fleet, id: u16, shape: impl FnOnce(&mut Connecti
     assert_eq!(ring.available(), Ok(1));
     assert_eq!(ring.peek::<Response>(0).status, status::SUCCESS);
     front
+}
+
+/// From the `decided`th copy of the first worker's on, all that a guest sends from its pages `first` on says something else.
+pub fn lie_after(fleet: &Fleet, sender: &RawFront, first: usize, decided: usize, lie: &[u8]) {
+    let targets: Vec<_> = (first..)
+        .zip(lie.chunks(PAGE_SIZE))
+        .map(|(page, piece)| (sender.page(page), piece.to_vec()))
+        .collect();
+    let mut copied = 0;
+    fleet.workers[0].xen().meddle_with(move |moment| {
+        copied += usize::from(moment == Moment::Copied);
+        if copied >= decided {
+            for (page, piece) in &targets {
+                page.write(0, piece);
+            }
+        }
+    });
 }

@@ -4,11 +4,10 @@
 use drayage::aggregate::Wrap;
 use drayage::rules::Rules;
 use drayage::vif::{Connection, rx, tx};
-use drayage_tests::back::Moment;
 use drayage_tests::fleet::{Fleet, frame, own};
 use drayage_tests::hand;
 use drayage_tests::rawfront::RawFront;
-use drayage_tests::stage::staged_guest;
+use drayage_tests::stage::{lie_after, staged_guest};
 use drayage_wire::container::{HEADER_BYTES, Manifest};
 use proptest::prelude::*;
 
@@ -151,21 +150,11 @@ fn what_is_rewritten_in_mid_copy_arrives_where_it_was_decided_to() {
     let mut scene = scene();
     let (count, len) = (40, 1514);
     let bytes = container(6, own(5), count, len, 1);
-    let pages = bytes.len().div_ceil(4096);
     // At once after the decision's bytes were read, all says something else: other addresses, another table, rubbish.
     let decided = 1 + 1 + count + 12;
     let lies = [container(7, STRANGER, count, len, 2), container(6, own(5), 20, 3000, 3), vec![0xff; 65_535]];
     for lie in lies {
-        let targets: Vec<_> = (0..pages).map(|page| scene.sender.page(100 + page)).collect();
-        let mut copied = 0;
-        scene.fleet.workers[0].xen().meddle_with(move |moment| {
-            copied += usize::from(moment == Moment::Copied);
-            if copied >= decided {
-                for (page, piece) in targets.iter().zip(lie.chunks(4096)) {
-                    page.write(0, piece);
-                }
-            }
-        });
+        lie_after(&scene.fleet, &scene.sender, 100, decided, &lie);
         let before = scene.copied();
         scene.sends(&bytes);
         scene.fleet.workers[0].xen().meddle_with(|_| ());

@@ -11,11 +11,11 @@ use drayage::switch::PortId;
 use drayage::vif::rx::Wish;
 use drayage::vif::{Connection, rx, tx};
 use drayage::worker::{Next, Settings, Uplinks, Worker};
-use drayage_tests::back::{Back, Moment};
+use drayage_tests::back::Back;
 use drayage_tests::fleet::{Fleet, own};
 use drayage_tests::hand;
 use drayage_tests::rawfront::RawFront;
-use drayage_tests::stage::staged_guest;
+use drayage_tests::stage::{lie_after, staged_guest};
 use drayage_tests::world::{LAN, WorldClock};
 use drayage_wire::container::{Checksum, Gso, GsoKind, HEADER_BYTES, Meta, Writer};
 use memxen::Hypervisor;
@@ -286,7 +286,6 @@ fn what_is_rewritten_in_mid_copy_goes_where_it_was_decided_to() {
     let mut scene = scene();
     let frames = vec![long_frame(FAR, own(5), 1); 2];
     let bytes = container(&frames);
-    let pages = bytes.len().div_ceil(4096);
     // The header, the table, and the first bytes of both.
     let decided = 2 + frames.len();
     let lies = [
@@ -295,16 +294,7 @@ fn what_is_rewritten_in_mid_copy_goes_where_it_was_decided_to() {
         vec![0xff; 65_535],
     ];
     for lie in lies {
-        let targets: Vec<_> = (0..pages).map(|page| scene.sender.page(100 + page)).collect();
-        let mut copied = 0;
-        scene.fleet.workers[0].xen().meddle_with(move |moment| {
-            copied += usize::from(moment == Moment::Copied);
-            if copied >= decided {
-                for (page, piece) in targets.iter().zip(lie.chunks(4096)) {
-                    page.write(0, piece);
-                }
-            }
-        });
+        lie_after(&scene.fleet, &scene.sender, 100, decided, &lie);
         scene.sends(&bytes);
         scene.fleet.workers[0].xen().meddle_with(|_| ());
         let came = scene.take();

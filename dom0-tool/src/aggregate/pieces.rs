@@ -1,5 +1,5 @@
-//! The pieces of a guest's containers that lie where they were copied to from other guests, and go out from there: each is a
-//! run of packets that lie there as they do in the container.
+//! The pieces of a guest's containers that are not in its region: each is a run of packets that lie where they were copied to
+//! from another guest, as they do in the container, and go out from there; or that are in the guest's pages already.
 //!
 //! It knows neither how a container is opened and closed nor who refers to blocks.
 
@@ -23,7 +23,26 @@ pub struct Piece {
     /// Where in it it ends.
     pub end: u32,
     /// Where it lies.
-    pub lent: Lent,
+    pub place: Held,
+}
+
+/// Where a piece lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Where it was copied to from another guest.
+    Lent(Lent),
+    /// In the guest's pages already, where it belongs in them.
+    Placed,
+}
+
+impl Piece {
+    /// Returns what it refers to.
+    pub fn lent(self) -> Option<Lent> {
+        match self.place {
+            Held::Lent(lent) => Some(lent),
+            Held::Placed => None,
+        }
+    }
 }
 
 /// What one copy takes into one page.
@@ -61,16 +80,22 @@ impl Pieces {
         &mut self.ring[number as usize % MOST]
     }
 
-    /// Adds a packet to the last piece, if it follows that in the open container and lies behind it in the same way.
-    pub(super) fn extend(&mut self, start: u32, len: u32, at: u32) -> bool {
+    /// Adds a packet to the last piece, if it follows that in the open container and lies behind it in the same way: `at` in the
+    /// blocks, or placed.
+    pub(super) fn extend(&mut self, start: u32, len: u32, at: Option<u32>) -> bool {
         if self.open == 0 {
             return false;
         }
         let last = self.first.wrapping_add(self.count).wrapping_sub(1);
         let Some(piece) = self.slot(last) else { return false };
-        let follows = start - piece.end < GAP_BYTES
-            && piece.lent.at + (start - piece.start) == at
-            && piece.lent.shares_block_with(at);
+        let in_the_same_way = match (piece.place, at) {
+            (Held::Lent(lent), Some(at)) => {
+                lent.at + (start - piece.start) == at && lent.shares_block_with(at)
+            }
+            (Held::Placed, None) => true,
+            _ => false,
+        };
+        let follows = start - piece.end < GAP_BYTES && in_the_same_way;
         if follows {
             piece.end = start + len;
         }
@@ -117,8 +142,8 @@ impl Pieces {
     }
 }
 
-/// Returns the copies that a container of `bytes` bytes takes that lies at `region_start`, but for its pieces. What lies
-/// between two pieces that follow each other belongs to no packet, and is left as the guest had it.
+/// Returns the copies that a container of `bytes` bytes takes that lies at `region_start`, but for its pieces. What is placed
+/// takes none. What lies between two pieces that follow each other belongs to no packet, and is left as the guest had it.
 pub(super) fn parts(
     region_start: u32,
     bytes: u32,
@@ -126,28 +151,31 @@ pub(super) fn parts(
 ) -> impl Iterator<Item = Part> {
     let (mut at, mut next) = (0, pieces.next());
     std::iter::from_fn(move || {
-        if at >= bytes {
-            return None;
-        }
-        let start = at;
-        let page_end = start - start % PAGE_SIZE as u32 + PAGE_SIZE as u32;
-        let Some(piece) = next.filter(|piece| piece.start <= start) else {
-            at = page_end.min(next.map_or(bytes, |piece| piece.start));
-            return Some(Part { start, len: at - start, from: region_start + start, is_lent: false });
-        };
-        at = page_end.min(piece.end);
-        let len = at - start;
-        if at == piece.end {
-            next = pieces.next();
-            if let Some(following) = next.filter(|following| following.start - at < GAP_BYTES) {
-                at = following.start;
+        while at < bytes {
+            let start = at;
+            let page_end = start - start % PAGE_SIZE as u32 + PAGE_SIZE as u32;
+            let Some(piece) = next.filter(|piece| piece.start <= start) else {
+                at = page_end.min(next.map_or(bytes, |piece| piece.start));
+                return Some(Part { start, len: at - start, from: region_start + start, is_lent: false });
+            };
+            let lent = piece.lent();
+            at = if lent.is_some() { page_end.min(piece.end) } else { piece.end };
+            let len = at - start;
+            if at == piece.end {
+                next = pieces.next();
+                if let Some(following) = next.filter(|following| following.start - at < GAP_BYTES) {
+                    at = following.start;
+                }
+            }
+            if let Some(lent) = lent {
+                return Some(Part { start, len, from: lent.at + (start - piece.start), is_lent: true });
             }
         }
-        Some(Part { start, len, from: piece.lent.at + (start - piece.start), is_lent: true })
+        None
     })
 }
 
-/// Clears what lies between the packets of each piece. `table` has the container's descriptors.
+/// Clears what lies between the packets of each piece in the blocks. `table` has the container's descriptors.
 pub(super) fn clear_gaps(
     table: &[[u8; DESCRIPTOR_BYTES]],
     mut pieces: impl Iterator<Item = Piece>,
@@ -160,8 +188,10 @@ pub(super) fn clear_gaps(
             piece = pieces.next();
         }
         // It goes on with a packet that began before this one, so with the last one.
-        if let Some(piece) = piece.filter(|piece| piece.start < start && end < start) {
-            let at = |offset| (piece.lent.at + (offset - piece.start)) as usize;
+        if let Some(piece) = piece.filter(|piece| piece.start < start && end < start)
+            && let Held::Lent(lent) = piece.place
+        {
+            let at = |offset| (lent.at + (offset - piece.start)) as usize;
             blocks[at(end)..at(start)].fill(0);
         }
         end = start + u32::from(u16::from_le_bytes([*l0, *l1]));
@@ -175,24 +205,24 @@ mod tests {
 
     fn piece(start: u32, end: u32, at: u32) -> Piece {
         let lent = Pins::default().pin(&mut Leases::default(), at).expect("the first");
-        Piece { start, end, lent }
+        Piece { start, end, place: Held::Lent(lent) }
     }
 
     #[test]
     fn only_what_follows_both_here_and_there_is_one_piece() {
         let mut pieces = Pieces::default();
-        assert!(!pieces.extend(34, 60, 1002), "there is none");
+        assert!(!pieces.extend(34, 60, Some(1002)), "there is none");
         pieces.push(piece(34, 94, 1002));
-        assert!(pieces.extend(94, 59, 1062));
-        assert!(pieces.extend(154, 60, 1122), "a gap of one byte on both sides");
-        assert!(!pieces.extend(214, 60, 1183), "elsewhere");
-        assert!(!pieces.extend(218, 60, 1186), "something else is between them");
+        assert!(pieces.extend(94, 59, Some(1062)));
+        assert!(pieces.extend(154, 60, Some(1122)), "a gap of one byte on both sides");
+        assert!(!pieces.extend(214, 60, Some(1183)), "elsewhere");
+        assert!(!pieces.extend(218, 60, Some(1186)), "something else is between them");
         assert_eq!(pieces.all().map(|piece| (piece.start, piece.end)).collect::<Vec<_>>(), [(34, 214)]);
         assert_eq!(pieces.close(), (0, 1));
-        assert!(!pieces.extend(214, 60, 1182), "another container's");
+        assert!(!pieces.extend(214, 60, Some(1182)), "another container's");
         let mut pieces = Pieces::default();
         pieces.push(piece(34, 94, 65_476));
-        assert!(!pieces.extend(94, 60, 65_536), "another block");
+        assert!(!pieces.extend(94, 60, Some(65_536)), "another block");
     }
 
     #[test]
@@ -213,6 +243,25 @@ mod tests {
             (9000, 100, 74_536, false),
         ];
         assert_eq!(parts, expected);
+    }
+
+    #[test]
+    fn what_is_placed_is_in_no_copy() {
+        let placed = |start, end| Piece { start, end, place: Held::Placed };
+        // Over a page's end, with a lent one close behind it, and one at the end.
+        let pieces = [placed(34, 5000), piece(5002, 5100, 9000), placed(5400, 9000)].into_iter();
+        let parts: Vec<_> = parts(65_536, 9000, pieces).map(|p| (p.start, p.len, p.is_lent)).collect();
+        assert_eq!(parts, [(0, 34, false), (5002, 98, true), (5100, 300, false)]);
+        let mut pieces = Pieces::default();
+        pieces.push(placed(34, 94));
+        assert!(!pieces.extend(96, 60, Some(96)), "that one lies elsewhere");
+        assert!(pieces.extend(96, 60, None));
+        pieces.push(piece(160, 220, 160));
+        assert!(!pieces.extend(220, 60, None), "the last one is not placed");
+        assert_eq!(
+            pieces.all().map(|piece| (piece.start, piece.end)).collect::<Vec<_>>(),
+            [(34, 156), (160, 220)]
+        );
     }
 
     #[test]

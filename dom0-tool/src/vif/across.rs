@@ -3,8 +3,9 @@
 //! the memory in which an uplink keeps frames.
 //!
 //! Each byte is read once. Header, table and the first bytes of each packet, from which it is decided, go out from
-//! private memory, so that it does not matter what their writer makes of them meanwhile. It knows pages and packets, and
-//! neither rings nor ports.
+//! private memory, so that it does not matter what their writer makes of them meanwhile. Where a packet goes is seen by its
+//! addresses; where it goes by itself, more is looked at, but nothing behind its headers. It knows pages and packets,
+//! and neither rings nor ports.
 
 use std::ops::Range;
 
@@ -17,19 +18,23 @@ use crate::xen::{GrantRef, PageAccess};
 pub const MOST_PAGES: usize = 16;
 /// Bytes of each packet that are decided on: where it goes to and comes from.
 const KNOWN_BYTES: usize = MIN_PACKET_BYTES;
+/// All that is ever looked at of a packet is in so many bytes: addresses, two tags and the largest headers of IP and TCP.
+const HEAD_BYTES: usize = 144;
 
-/// The mapped pages of one container, in order.
+/// The mapped pages of one container, in order, or some of them.
 #[derive(Debug)]
 pub struct Mapped<'a, P>([Option<&'a P>; MOST_PAGES]);
 
 impl<'a, P: PageAccess> Mapped<'a, P> {
-    /// Finds the pages behind references. `None` if one is not mapped, or there are too many.
+    /// Finds the pages behind references, the first of which is the container's page `first`. `None` if one is not mapped,
+    /// or there are too many.
     pub fn find(
+        first: usize,
         grants: impl Iterator<Item = GrantRef>,
         page: impl Fn(GrantRef) -> Option<&'a P>,
     ) -> Option<Self> {
         let mut pages = [None; MOST_PAGES];
-        let mut slots = pages.iter_mut();
+        let mut slots = pages.iter_mut().skip(first);
         for grant in grants {
             *slots.next()? = Some(page(grant)?);
         }
@@ -37,14 +42,14 @@ impl<'a, P: PageAccess> Mapped<'a, P> {
     }
 
     /// Calls `each` with each page that has a part of a range, where in the page that part is, and where in the container.
-    fn parts(&self, range: Range<usize>, mut each: impl FnMut(usize, &'a P, usize, Range<usize>)) {
+    fn parts(&self, range: Range<usize>, mut each: impl FnMut(&'a P, usize, Range<usize>)) {
         let mut at = range.start;
         while at < range.end {
             let (number, offset) = (at / PAGE_SIZE, at % PAGE_SIZE);
             let end = range.end.min(at - offset + PAGE_SIZE);
             // There are as many pages as the container needs.
             if let Some(page) = self.0.get(number).copied().flatten() {
-                each(number, page, offset, at..end);
+                each(page, offset, at..end);
             }
             at = end;
         }
@@ -52,7 +57,7 @@ impl<'a, P: PageAccess> Mapped<'a, P> {
 
     /// Copies a part into the private copy.
     fn read(&self, range: Range<usize>, copy: &mut [u8]) {
-        self.parts(range, |_, page, offset, part| {
+        self.parts(range, |page, offset, part| {
             page.copy_out(offset, &mut copy[part]);
         });
     }
@@ -60,24 +65,27 @@ impl<'a, P: PageAccess> Mapped<'a, P> {
     /// Copies a part to somewhere else in private memory, which is as long.
     fn read_into(&self, range: Range<usize>, place: &mut [u8]) {
         let start = range.start;
-        self.parts(range, |_, page, offset, part| {
+        self.parts(range, |page, offset, part| {
             page.copy_out(offset, &mut place[part.start - start..part.end - start]);
         });
     }
 
-    /// Copies a part of the private copy out.
-    fn write(&self, range: Range<usize>, copy: &[u8]) {
-        self.parts(range, |_, page, offset, part| {
-            page.copy_in(offset, &copy[part]);
+    /// Copies bytes of private memory to somewhere in the pages.
+    fn write(&self, at: usize, bytes: &[u8]) {
+        self.parts(at..at + bytes.len(), |page, offset, part| {
+            page.copy_in(offset, &bytes[part.start - at..part.end - at]);
         });
     }
 
-    /// Copies a part into the same place of other pages.
-    fn copy_across(&self, range: Range<usize>, to: &Self) {
-        self.parts(range, |number, page, offset, part| {
-            if let Some(to) = to.0[number] {
-                page.copy_across(offset, to, part.len());
-            }
+    /// Copies a part to somewhere else in other pages.
+    fn copy_across(&self, range: Range<usize>, to: &Self, at: usize) {
+        let start = range.start;
+        self.parts(range, |page, offset, part| {
+            let there = at + (part.start - start)..at + (part.end - start);
+            let first = there.start;
+            to.parts(there, |target, into, piece| {
+                page.copy_across(offset + (piece.start - first), target, into, piece.len());
+            });
         });
     }
 
@@ -106,12 +114,14 @@ pub struct Whole<'a, P> {
     unread: Option<Mapped<'a, P>>,
     /// Bytes of packets that were read so far.
     read_bytes: usize,
+    /// Where the packet is of which more was read than its first bytes, and how much of it is known.
+    head: (usize, usize),
 }
 
 impl<'a, P: PageAccess> Whole<'a, P> {
     /// Takes a container that was read, or of which header and table were; then reads what is decided on.
     pub fn new(bytes: &'a mut [u8], packets: &'a [Packet], at: u32, unread: Option<Mapped<'a, P>>) -> Self {
-        let mut whole = Self { bytes, packets, at, unread, read_bytes: 0 };
+        let mut whole = Self { bytes, packets, at, unread, read_bytes: 0, head: (0, 0) };
         if let Some(pages) = &whole.unread {
             for packet in packets {
                 let start = packet.range().start;
@@ -160,14 +170,63 @@ impl<'a, P: PageAccess> Whole<'a, P> {
         }
     }
 
+    /// Returns how many bytes of a packet are known.
+    fn known(&self, packet: &Range<usize>) -> usize {
+        let (start, known) = self.head;
+        match &self.unread {
+            None => packet.len(),
+            Some(_) if start == packet.start => known,
+            Some(_) => KNOWN_BYTES,
+        }
+    }
+
+    /// Reads a packet up to a length into the private copy.
+    fn read_up_to(&mut self, packet: &Range<usize>, len: usize) {
+        let known = self.known(packet);
+        if let Some(pages) = &self.unread
+            && known < len
+        {
+            pages.read(packet.start + known..packet.start + len, self.bytes);
+            self.read_bytes += len - known;
+            self.head = (packet.start, len);
+        }
+    }
+
+    /// Returns what is known of a packet.
+    pub fn known_part(&self, packet: &Packet) -> &[u8] {
+        let packet = packet.range();
+        &self.bytes[packet.start..packet.start + self.known(&packet)]
+    }
+
+    /// Returns whether a packet is worth being handed on from where it is: not all of it is known.
+    pub fn is_worth_placing(&self, packet: &Packet) -> bool {
+        self.unread.is_some() && usize::from(packet.len) > HEAD_BYTES
+    }
+
+    /// Reads the headers of a packet into the private copy. Returns the packet there: nothing is known of what is behind
+    /// its first [`HEAD_BYTES`].
+    pub fn read_head(&mut self, packet: &Packet) -> &[u8] {
+        let packet = packet.range();
+        self.read_up_to(&packet, HEAD_BYTES.min(packet.len()));
+        &self.bytes[packet]
+    }
+
     /// Reads the rest of a packet into the private copy, and returns all of it there.
     pub fn fill_packet(&mut self, packet: &Packet) -> &[u8] {
-        let Range { start, end } = packet.range();
+        let packet = packet.range();
+        self.read_up_to(&packet, packet.len());
+        &self.bytes[packet]
+    }
+
+    /// Copies a packet to a place in another guest's pages: from the private copy what is known of it, and the rest from where
+    /// it is, which is not read again.
+    pub fn write_packet(&self, packet: &Packet, to: &Mapped<'_, P>, at: usize) {
+        let packet = packet.range();
+        let known = self.known(&packet);
+        to.write(at, &self.bytes[packet.start..packet.start + known]);
         if let Some(pages) = &self.unread {
-            pages.read(start + KNOWN_BYTES..end, self.bytes);
-            self.read_bytes += end - start - KNOWN_BYTES;
+            pages.copy_across(packet.start + known..packet.end, to, at + known);
         }
-        &self.bytes[start..end]
     }
 
     /// Copies the container into another guest's pages: from the private copy what it was decided on, with what lies between
@@ -177,8 +236,8 @@ impl<'a, P: PageAccess> Whole<'a, P> {
         let mut done = 0;
         for packet in self.packets {
             let Range { start, end } = packet.range();
-            to.write(done..start + KNOWN_BYTES, self.bytes);
-            pages.copy_across(start + KNOWN_BYTES..end, to);
+            to.write(done, &self.bytes[done..start + KNOWN_BYTES]);
+            pages.copy_across(start + KNOWN_BYTES..end, to, start + KNOWN_BYTES);
             done = end;
         }
     }

@@ -14,6 +14,7 @@ pub mod scratch;
 pub mod staging;
 pub mod tx;
 
+use drayage_wire::container::Packet;
 use drayage_wire::ring::Overrun;
 
 use crate::class::Classes;
@@ -157,6 +158,17 @@ impl<P: PageAccess> Vif<P> {
     ) -> tx::Taken {
         let staged = self.staging.as_ref().map(|staging| &staging.table);
         self.rx.accept_container(region, now_ns, whole, (staged, leases), &mut self.counters)
+    }
+
+    /// As [`rx::Rx::accept_packet`].
+    pub fn accept_packet(
+        &mut self,
+        region: &mut [u8],
+        now_ns: u64,
+        packet: (&mut across::Whole<'_, P>, &Packet),
+    ) -> tx::Taken {
+        let Some(staging) = &self.staging else { return tx::Taken::No };
+        self.rx.accept_packet(region, now_ns, packet, &staging.table, &mut self.counters)
     }
 }
 

@@ -6,6 +6,8 @@
 mod across;
 mod emit;
 mod lent;
+mod placed;
+mod requests;
 
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::checksum;
@@ -29,6 +31,7 @@ use crate::segment;
 use crate::slo::Slo;
 use crate::xen::{DomainId, PageAccess};
 pub use emit::{Emission, Sources};
+use requests::Requests;
 
 /// What the guest takes, as it said when it connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +146,8 @@ pub struct Rx<P> {
     /// Where its grant operations are among those of the batch.
     first_granted: usize,
     ids: [u16; RING_SLOTS as usize],
+    /// Those that were read ahead.
+    requests: Requests,
 }
 
 impl<P: SharedWords> Rx<P> {
@@ -186,6 +191,7 @@ impl<P: SharedWords> Rx<P> {
             first_op: 0,
             first_granted: 0,
             ids: [0; RING_SLOTS as usize],
+            requests: Requests::default(),
         }
     }
 
@@ -282,6 +288,17 @@ impl<P: SharedWords> Rx<P> {
         };
         self.note(result, len, meta, counters);
         result
+    }
+
+    /// Notes a packet that is in the open container now.
+    #[inline]
+    fn count_arrival(&mut self, urgent: bool) {
+        if let (true, Queue::Containers(open)) = (urgent, &mut self.queue) {
+            open.hurry();
+        }
+        if let Some(slo) = &mut self.slo {
+            slo.arrive();
+        }
     }
 
     /// Counts what came of a packet.

@@ -29,6 +29,10 @@ const PATIENCE_NS: u64 = 30_000_000;
 /// where it is handed on whole; two are kept for what is closed half empty (`Rx::room`).
 const PLACES: usize = REGION_BYTES / MAX_RX_BYTES;
 
+/// From this length on, on average, what goes to several is left where it is until it is known where: for a shorter frame, two
+/// reads of it cost more than the copy that may be saved.
+const LEAST_PLACED_BYTES: usize = 512;
+
 /// From this length on, on average, an uplink has frames read straight into its memory: a copy less costs less than the looks
 /// at the same pages that it takes.
 const LONG_FRAME_BYTES: usize = PAGE_SIZE;
@@ -189,16 +193,20 @@ impl<X: Xen, C: Clock> Worker<X, C> {
 
     /// Returns how much of a container in mapped pages is to be read before it is known where it goes: a capture wants to
     /// see all of it, and only where the next guest's pages are mapped, too, or an uplink has memory for frames, it goes
-    /// straight there.
+    /// straight there. What goes to several may find such a one.
     fn look(&self, from: usize, allowance: Allowance) -> Look {
-        let (Allowance::Bytes { to, .. } | Allowance::Part(to)) = allowance else { return Look::Whole };
         let kind = |at: usize| Some(&self.fabric.ports.get(at)?.as_ref()?.kind);
-        let straight = match (kind(usize::from(to.0)), kind(from)) {
-            (Some(Kind::Guest { vif, .. }), _) => vif.staging.is_some(),
-            (Some(Kind::Uplink { link, .. }), Some(Kind::Guest { vif, .. })) => {
-                vif.frame_bytes >= LONG_FRAME_BYTES && link.has_places()
-            }
-            _ => false,
+        let Some(Kind::Guest { vif: sender, .. }) = kind(from) else { return Look::Whole };
+        let straight = match allowance {
+            Allowance::Bytes { to, .. } | Allowance::Part(to) => match kind(usize::from(to.0)) {
+                Some(Kind::Guest { vif, .. }) => vif.staging.is_some(),
+                Some(Kind::Uplink { link, .. }) => {
+                    sender.frame_bytes >= LONG_FRAME_BYTES && link.has_places()
+                }
+                _ => false,
+            },
+            Allowance::Little => sender.frame_bytes >= LEAST_PLACED_BYTES,
+            Allowance::All => false,
         };
         if straight && self.capture.is_none() { Look::First } else { Look::Whole }
     }
@@ -231,6 +239,11 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                         let packets = whole.packets.len();
                         let taken = fabric.forward_whole(&from, now_ns, whole, counters);
                         frames += if taken == Taken::Yes { packets } else { 0 };
+                        return taken;
+                    }
+                    Delivery::Packet(whole, packet) => {
+                        let taken = fabric.forward_packet(&from, now_ns, (whole, &packet));
+                        frames += usize::from(taken == Taken::Yes);
                         return taken;
                     }
                 };

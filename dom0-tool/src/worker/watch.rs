@@ -86,7 +86,9 @@ impl<X: Xen, C: Clock> Worker<X, C> {
                             position,
                             hold_ns: Some(header.hold_ns),
                         };
-                        capture.take(now_ns, Way::Out, travel, find(packet));
+                        if let Some(frame) = find(packet) {
+                            capture.take(now_ns, Way::Out, travel, frame);
+                        }
                     }
                 }
                 Emission::Frame(bytes) if !through_uplink => {

@@ -282,9 +282,9 @@ impl PageAccess for MappedPage {
         self.at.as_ref().is_some_and(|page| page.bytes.copy_out(offset, into).is_ok())
     }
 
-    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool {
+    fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> bool {
         let (Some(from), Some(to)) = (&self.at, &to.at) else { return false };
-        to.access == Access::ReadWrite && from.bytes.copy_across(offset, &to.bytes, offset, len).is_ok()
+        to.access == Access::ReadWrite && from.bytes.copy_across(offset, &to.bytes, at, len).is_ok()
     }
 }
 

@@ -69,9 +69,9 @@ impl PageAccess for Page {
         }
     }
 
-    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool {
+    fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> bool {
         match (self, to) {
-            (Self::Mapped(from), Self::Mapped(to)) => from.copy_across(offset, to, len),
+            (Self::Mapped(from), Self::Mapped(to)) => from.copy_across(offset, to, at, len),
             _ => false,
         }
     }

@@ -143,9 +143,9 @@ pub trait PageAccess: SharedWords {
     /// Copies bytes out of the page. Returns whether it has as many there.
     fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool;
 
-    /// Copies bytes from the page into the same place of another one, with no copy in between. Returns whether that may be
-    /// written and both have as many there.
-    fn copy_across(&self, offset: usize, to: &Self, len: usize) -> bool;
+    /// Copies bytes from the page into another one, at `at`, with no copy in between. Returns whether that may be written and
+    /// both have as many there.
+    fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> bool;
 }
 
 /// Why a page could not be mapped or an event channel not be bound.

@@ -55,12 +55,12 @@ impl RawPage {
         self.0.bytes.copy_in(offset, bytes).expect("inside the page");
     }
 
-    /// Copies bytes into the same place of another page.
+    /// Copies bytes into another page, at `at`.
     ///
     /// # Panics
     /// Beyond the page's end.
-    pub fn copy_across(&self, offset: usize, to: &Self, len: usize) {
-        self.0.bytes.copy_across(offset, &to.0.bytes, offset, len).expect("inside the page");
+    pub fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) {
+        self.0.bytes.copy_across(offset, &to.0.bytes, at, len).expect("inside the page");
     }
 
     /// Reads bytes.

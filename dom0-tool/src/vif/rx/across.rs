@@ -33,10 +33,10 @@ impl<P: PageAccess> Rx<P> {
         let mut requests = [RxRequest::default(); MOST_PAGES];
         let requests = &mut requests[..slots];
         for (request, ahead) in requests.iter_mut().zip(0..) {
-            *request = self.ring.peek(ahead);
+            *request = self.requests.get(&self.ring, ahead);
         }
         let grants = requests.iter().map(|request| GrantRef(request.gref));
-        let Some(pages) = Mapped::find(grants, |grant| staged.find_writable(grant)) else { return false };
+        let Some(pages) = Mapped::find(0, grants, |grant| staged.find_writable(grant)) else { return false };
         if open.push_whole(region, now_ns, whole.bytes, whole.packets, Place::Across).is_err() {
             return false;
         }
@@ -45,7 +45,7 @@ impl<P: PageAccess> Rx<P> {
             self.ids[self.across_slots] = request.id;
             self.across_slots += 1;
         }
-        self.ring.advance(slots as u32);
+        self.requests.advance(&mut self.ring, slots as u32);
         self.across += 1;
         true
     }

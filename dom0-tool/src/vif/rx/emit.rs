@@ -9,7 +9,7 @@ use drayage_wire::netif::{self, ExtraInfo, ExtraKind, RxRequest, RxResponse, rx_
 use drayage_wire::ring::{BackRing, Overrun, SharedWords};
 
 use super::{Queue, Rx, Wish};
-use crate::aggregate::{Closed, Place};
+use crate::aggregate::{Closed, Held, Piece, Place};
 use crate::policy::{Policy, Reason};
 use crate::slo::{Cause, Handed, Turn};
 use crate::vif::across::MOST_PAGES;
@@ -25,8 +25,8 @@ pub enum Emission<'a> {
     Container {
         /// Header and table, at least, where they belong.
         bytes: &'a [u8],
-        /// Finds the bytes of a packet.
-        packet: &'a dyn Fn(&Packet) -> &'a [u8],
+        /// Finds the bytes of a packet. Those that went into the guest's pages before there was a capture are not here.
+        packet: &'a dyn Fn(&Packet) -> Option<&'a [u8]>,
     },
     /// A frame.
     Frame(&'a [u8]),
@@ -73,8 +73,14 @@ impl<P: SharedWords> Rx<P> {
                         let offset = u32::from(packet.offset);
                         let piece =
                             open.pieces_of(&closed).find(|piece| (piece.start..piece.end).contains(&offset));
-                        let at = piece.map(|piece| (piece.lent.at + offset - piece.start) as usize);
-                        at.map_or(&bytes[packet.range()], |at| &blocks[at..at + usize::from(packet.len)])
+                        match piece {
+                            None => Some(&bytes[packet.range()]),
+                            Some(Piece { start, place: Held::Lent(lent), .. }) => {
+                                let at = (lent.at + offset - start) as usize;
+                                Some(&blocks[at..at + usize::from(packet.len)])
+                            }
+                            Some(Piece { place: Held::Placed, .. }) => None,
+                        }
                     };
                     each(Emission::Container { bytes, packet: &packet });
                 }
@@ -198,7 +204,7 @@ impl<P: SharedWords> Rx<P> {
             }
             let mut grants = [GrantRef::default(); MOST_PAGES];
             for ahead in 0..slots {
-                let request: RxRequest = self.ring.peek(ahead);
+                let request = self.requests.get(&self.ring, ahead);
                 self.ids[self.emitted_slots] = request.id;
                 self.emitted_slots += 1;
                 if let Some(page) = ahead.checked_sub(closed.skip) {
@@ -211,7 +217,7 @@ impl<P: SharedWords> Rx<P> {
                 let grant = grants[part.start as usize / PAGE_SIZE];
                 out.copy(self.domain, (grant, offset), (part.from, part.is_lent), part.len);
             }
-            self.ring.advance(slots);
+            self.requests.advance(&mut self.ring, slots);
             *available -= slots;
             self.emitted += 1;
         }
@@ -294,8 +300,8 @@ impl<P: SharedWords> Rx<P> {
                     if let Place::Lent(lent) = closed.place {
                         self.pins.unpin(leases, lent);
                     }
-                    for piece in open.pieces_of(&closed) {
-                        self.pins.unpin(leases, piece.lent);
+                    for lent in open.pieces_of(&closed).filter_map(Piece::lent) {
+                        self.pins.unpin(leases, lent);
                     }
                     self.floods.left(u64::from(closed.packets));
                     counters.flushes.count(closed.reason);

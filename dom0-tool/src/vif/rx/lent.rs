@@ -7,7 +7,7 @@ use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 
 use super::{Queue, Rx};
-use crate::aggregate::{Place, Referral, Refusal};
+use crate::aggregate::{Piece, Place, Referral, Refusal};
 use crate::vif::across::Whole;
 use crate::vif::counters::Counters;
 use crate::vif::scratch::{Leases, Parcel};
@@ -46,12 +46,7 @@ impl<P: SharedWords> Rx<P> {
                 match open.push_lent(region, now_ns, (len, meta), at, || pins.pin(leases, at)) {
                     Ok(Referral::CopyIt) => return Taken::No,
                     Ok(Referral::Done) => {
-                        if self.urgent.contain(frame) {
-                            open.hurry();
-                        }
-                        if let Some(slo) = &mut self.slo {
-                            slo.arrive();
-                        }
+                        self.count_arrival(self.urgent.contain(frame));
                         Ok(())
                     }
                     Err(refusal) => Err(refusal),
@@ -97,7 +92,7 @@ impl<P: SharedWords> Rx<P> {
                     if let Place::Lent(lent) = closed.place { Some(lent) } else { None }
                 });
                 whole.for_each(&mut unpin);
-                open.pieces().for_each(|piece| unpin(piece.lent));
+                open.pieces().filter_map(Piece::lent).for_each(&mut unpin);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! It knows chains that were copied, and neither how they were taken nor where they go.
 
-use drayage_wire::container::{Checksum, Header, Manifest, Meta};
+use drayage_wire::container::{Checksum, Header, Manifest, Meta, Packet};
 use drayage_wire::netif::{TxResponse, status};
 
 use super::{Answer, Fate, Format, Tx};
@@ -19,6 +19,8 @@ use crate::xen::{CopyOp, GNTST_OKAY, PageAccess};
 pub enum Delivery<'a, 'p, P> {
     /// A container, and the packets that were found in it. Nobody has looked at what its writer says of them.
     Container(&'a mut Whole<'p, P>),
+    /// A packet of a container that was not taken, and of which no more was read than headers, by which it was judged.
+    Packet(&'a mut Whole<'p, P>, Packet),
     /// A frame.
     Frame(Parcel<'a>),
 }
@@ -54,7 +56,7 @@ impl<P: PageAccess> Tx<P> {
             // They were mapped when the chain was taken, in this pass.
             let page = |grant| staged?.find(grant);
             let grants = done.iter().map(|op| op.grant);
-            let unread = if chain.unread { Mapped::find(grants, page) } else { None };
+            let unread = if chain.unread { Mapped::find(0, grants, page) } else { None };
             let failed = done.iter().any(|op| op.status != GNTST_OKAY) || chain.unread != unread.is_some();
             match chain.fate {
                 Fate::Copied if failed => {
@@ -82,11 +84,9 @@ impl<P: PageAccess> Tx<P> {
                         counters.tx.bytes += packets.iter().map(|packet| u64::from(packet.len)).sum::<u64>();
                         let mut whole = Whole::new(bytes, packets, chain.start, unread);
                         let taken = each(Delivery::Container(&mut whole), counters);
-                        if taken == Taken::No {
-                            whole.fill();
-                        }
-                        counters.tx.mapped_bytes += whole.read_bytes() as u64;
-                        if taken == Taken::No {
+                        if taken == Taken::No && whole.is_unread() {
+                            deliver_unread(&mut whole, counters, &mut each);
+                        } else if taken == Taken::No {
                             let bytes = &*whole.bytes;
                             for packet in packets {
                                 let frame = &bytes[packet.range()];
@@ -96,6 +96,7 @@ impl<P: PageAccess> Tx<P> {
                                 }
                             }
                         }
+                        counters.tx.mapped_bytes += whole.read_bytes() as u64;
                     } else {
                         counters.drops.malformed += 1;
                         counters.guest_errors += 1;
@@ -158,7 +159,27 @@ impl<P: PageAccess> Tx<P> {
     }
 }
 
-/// Judges what a guest says of a frame, before somebody else believes it: a super-frame must be one, and its
+/// Hands over the packets of a container of which not all was read: each from where it is, if somebody takes it from there.
+fn deliver_unread<P: PageAccess>(
+    whole: &mut Whole<'_, P>,
+    counters: &mut Counters,
+    each: &mut impl FnMut(Delivery<'_, '_, P>, &mut Counters) -> Taken,
+) {
+    for packet in whole.packets {
+        let head = whole.read_head(packet);
+        // Nothing is looked at but its headers, and those are not read again.
+        let Some(meta) = judge(head, packet.meta, counters) else { continue };
+        let packet = Packet { meta, ..*packet };
+        if whole.is_worth_placing(&packet) && each(Delivery::Packet(whole, packet), counters) == Taken::Yes {
+            continue;
+        }
+        let at = Some(whole.at + u32::from(packet.offset));
+        let bytes = whole.fill_packet(&packet);
+        each(Delivery::Frame(Parcel { bytes, meta, at }), counters);
+    }
+}
+
+/// Judges by its headers what a guest says of a frame, before somebody else believes it: a super-frame must be one, and its
 /// checksum is blank whatever the flags. Returns what travels beside the frame, or `None` for one to be dropped.
 pub fn judge(frame: &[u8], meta: Meta, counters: &mut Counters) -> Option<Meta> {
     let Some(gso) = meta.gso else { return Some(meta) };
