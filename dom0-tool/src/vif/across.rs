@@ -204,7 +204,7 @@ impl<'a, P: PageAccess> Whole<'a, P> {
     }
 
     /// Reads the headers of a packet into the private copy. Returns the packet there: nothing is known of what is behind
-    /// its first [`HEAD_BYTES`].
+    /// its first `HEAD_BYTES`.
     pub fn read_head(&mut self, packet: &Packet) -> &[u8] {
         let packet = packet.range();
         self.read_up_to(&packet, HEAD_BYTES.min(packet.len()));
