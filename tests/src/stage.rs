@@ -8,18 +8,64 @@ use drayage::xen;
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::control::{Control, Gref, Request, Response, kind, status};
 use drayage_wire::ring::FrontRing;
-use memxen::{Access, DomainId};
+use memxen::raw::RawPage;
+use memxen::{Access, DomainId, Port};
 
 use crate::back::Moment;
 use crate::fleet::Fleet;
 use crate::hand::DOM0;
 use crate::rawfront::{PAGES, RawFront};
 
+/// A guest's control ring.
+#[derive(Debug)]
+pub struct ControlEnd {
+    ring: FrontRing<Control, RawPage>,
+    domain: DomainId,
+    port: Port,
+    list: RawPage,
+    list_ref: u32,
+}
+
+impl ControlEnd {
+    /// Asks for something to be done with a guest's pages from `first` on, and waits until it is.
+    ///
+    /// # Panics
+    /// When the backend refuses.
+    pub fn ask(&mut self, fleet: &mut Fleet, front: &RawFront, kind: u16, first: usize, count: usize) {
+        for at in 0..count {
+            let entry = Gref { gref: front.grant(first + at), flags: 0, status: 0 };
+            self.list.write(at * 8, &entry.to_bytes());
+        }
+        let data = [0, self.list_ref, count as u32];
+        self.ring.push(Request { id: 1, kind, data }).expect("room");
+        let _ = self.ring.publish();
+        fleet.hv.notify(self.domain, self.port);
+        for _ in 0..count {
+            fleet.workers[0].pass();
+        }
+        assert_eq!(self.ring.available(), Ok(1));
+        assert_eq!(self.ring.peek::<Response>(0).status, status::SUCCESS);
+        self.ring.advance(1);
+    }
+}
+
 /// Connects a guest without posted buffers to the first worker, and has all its data pages mapped.
 ///
 /// # Panics
 /// When the hypervisor or the backend refuses.
 pub fn staged_guest(fleet: &mut Fleet, id: u16, shape: impl FnOnce(&mut Connection)) -> RawFront {
+    staged_guest_with_control(fleet, id, shape).0
+}
+
+/// As [`staged_guest`], for a guest that has more to ask.
+///
+/// # Panics
+/// When the hypervisor or the backend refuses.
+pub fn staged_guest_with_control(
+    fleet: &mut Fleet,
+    id: u16,
+    shape: impl FnOnce(&mut Connection),
+) -> (RawFront, ControlEnd) {
     let domain = DomainId(id);
     fleet.hv.create_domain(domain);
     let mut pages = fleet.hv.raw_pages(domain, 2).expect("memory");
@@ -29,7 +75,7 @@ pub fn staged_guest(fleet: &mut Fleet, id: u16, shape: impl FnOnce(&mut Connecti
         (page, grant.0)
     };
     let ((page, ring_ref), (list, list_ref)) = (granted(), granted());
-    let mut ring: FrontRing<Control, _> = FrontRing::new(page);
+    let ring = FrontRing::new(page);
     let port = fleet.hv.alloc_unbound(domain, DOM0).expect("a port");
     let control = ControlRing { ring: xen::GrantRef(ring_ref), event: xen::EventPort(port.0) };
     let hv = fleet.hv.clone();
@@ -37,20 +83,9 @@ pub fn staged_guest(fleet: &mut Fleet, id: u16, shape: impl FnOnce(&mut Connecti
         connection.control = Some(control);
         shape(connection);
     });
-    for at in 0..PAGES {
-        let entry = Gref { gref: front.grant(at), flags: 0, status: 0 };
-        list.write(at * 8, &entry.to_bytes());
-    }
-    let data = [0, list_ref, PAGES as u32];
-    ring.push(Request { id: 1, kind: kind::ADD_GREF_MAPPING, data }).expect("room");
-    let _ = ring.publish();
-    hv.notify(domain, port);
-    for _ in 0..PAGES {
-        fleet.workers[0].pass();
-    }
-    assert_eq!(ring.available(), Ok(1));
-    assert_eq!(ring.peek::<Response>(0).status, status::SUCCESS);
-    front
+    let mut control = ControlEnd { ring, domain, port, list, list_ref };
+    control.ask(fleet, &front, kind::ADD_GREF_MAPPING, 0, PAGES);
+    (front, control)
 }
 
 /// From the `decided`th copy of the first worker's on, all that a guest sends from its pages `first` on says something else.

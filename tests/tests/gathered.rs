@@ -11,8 +11,9 @@ use drayage::vif::{Connection, Counters, rx, tx};
 use drayage_tests::fleet::{Fleet, frame, own};
 use drayage_tests::hand;
 use drayage_tests::rawfront::RawFront;
-use drayage_tests::stage::{lie_after, staged_guest};
+use drayage_tests::stage::{lie_after, staged_guest, staged_guest_with_control};
 use drayage_wire::container::{Checksum, Gso, GsoKind, Manifest, Meta, Writer};
+use drayage_wire::control::kind;
 use drayage_wire::netif::RxRequest;
 use drayage_wire::ring::SharedWords as _;
 use proptest::prelude::*;
@@ -235,8 +236,7 @@ fn what_is_rewritten_in_mid_copy_arrives_where_it_was_decided_to() {
     scene.fleet.hv.assert_clean();
 }
 
-/// A receiver that names other pages once something is in those that it named first, or has them unmapped, loses nothing but
-/// what it did that to.
+/// A receiver may name other pages once something is in those that it named first.
 #[test]
 fn a_receiver_that_changes_its_mind_harms_itself_alone() {
     let mut scene = scene(Policy::Fixed { size_bytes: 65_536, timeout_us: 500 }, Wrap::Allowed, 64);
@@ -253,6 +253,41 @@ fn a_receiver_that_changes_its_mind_harms_itself_alone() {
     assert!(scene.take() == split(&frames), "each request was read once");
     assert!(scene.receivers[0].read(200, 4096) == vec![0; 4096]);
     scene.fleet.hv.assert_clean();
+}
+
+/// A receiver may have a page unmapped once something is in it: the rest goes there by grant copies.
+#[test]
+fn what_is_placed_stays_where_it_is_when_its_page_is_unmapped() {
+    let mut fleet = Fleet::new(1);
+    let policy = Policy::Fixed { size_bytes: 65_536, timeout_us: 500 };
+    let mut sender = staged_guest(&mut fleet, 5, |c| shape(c, Policy::default(), Wrap::Allowed));
+    let (mut receiver, mut control) =
+        staged_guest_with_control(&mut fleet, 6, |c| shape(c, policy, Wrap::Allowed));
+    receiver.post_pages(0, 64);
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        let frames: Vec<_> = (0..9).map(|n| numbered(6, own(5), 10 * round + n, 1514)).collect();
+        sender.send_bytes(100, &container(&frames));
+        fleet.passes();
+        sender.answers();
+        expected.extend(frames);
+        if round == 1 {
+            let placed = fleet.counters(0, &receiver).rx;
+            assert!(placed.mapped_bytes >= 9 * 1514 && placed.containers == 0, "it is open");
+            control.ask(&mut fleet, &receiver, kind::DEL_GREF_MAPPING, 0, 64);
+        }
+    }
+    fleet.clock.advance(10_000_000);
+    fleet.passes();
+    let mut manifest = Manifest::new();
+    let mut came = Vec::new();
+    for container in receiver.take_frames() {
+        manifest.read(&container).expect("a good container");
+        came.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
+    }
+    assert!(came == expected);
+    assert!(fleet.counters(0, &receiver).rx.grant_ops > 0);
+    fleet.hv.assert_clean();
 }
 
 fn tcp_frame(to: u16, payload: usize) -> Vec<u8> {
