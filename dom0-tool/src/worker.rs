@@ -131,7 +131,7 @@ pub struct Worker<X: Xen, C> {
     settings: Settings,
     fabric: Fabric<X::Page>,
     scratch: Scratch,
-    /// The ports that are trunks, and room for a frame of one.
+    /// The ports that are trunks, and room for a frame of one where there is none among what guests sent.
     trunks: Vec<PortId>,
     landing: Box<[u8; MAX_FRAME_BYTES]>,
     manifest: Box<Manifest>,

@@ -1,10 +1,13 @@
 //! Several workers of one backend: a frame finds its way between them, operators' rules hold across them, and a worker
 //! that sleeps is woken once.
 
+use drayage::aggregate::Wrap;
 use drayage::rules::Rules;
 use drayage::switch::Segment;
+use drayage::vif::rx;
 use drayage_tests::fleet::{Fleet, frame, own};
 use drayage_tests::world::LAN;
+use drayage_wire::container::Manifest;
 use drayage_wire::netif::TxRequest;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -44,6 +47,40 @@ fn a_frame_finds_its_way_between_workers_and_goes_no_way_in_vain() {
     assert_eq!(before, after);
     assert_eq!(fleet.counters(1, &b).drops.total() + fleet.counters(0, &a).drops.total(), 0);
     fleet.hv.assert_clean();
+}
+
+/// What comes from another worker goes out from where it was copied to out of the queue between them.
+#[test]
+fn what_crosses_is_copied_no_more_than_it_must() {
+    for len in [60, 1514, 9000] {
+        let mut fleet = Fleet::new(2);
+        let mut sender = fleet.guest(0, 5, |_| ());
+        let mut receiver = fleet.guest(1, 6, |connection| {
+            connection.rx_format = rx::Format::Containers { size: 65_536, wrap: Wrap::Allowed };
+        });
+        let mut expected = Vec::new();
+        for n in 0..3 {
+            let mut bytes = frame(own(6), own(5), n);
+            bytes.resize(len, n ^ 0x5a);
+            sender.send_bytes(100, &bytes);
+            fleet.passes();
+            sender.answers();
+            expected.push(bytes);
+        }
+        fleet.clock.advance(10_000_000);
+        fleet.passes();
+        let mut manifest = Manifest::new();
+        let mut came = Vec::new();
+        for container in receiver.take_frames() {
+            manifest.read(&container).expect("a good container");
+            came.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
+        }
+        assert!(came == expected, "{len} bytes");
+        let rx = fleet.counters(1, &receiver).rx;
+        assert_eq!((rx.packets, rx.copies, rx.moved_bytes), (3, 0, 0), "{len} bytes");
+        assert!(fleet.workers[1].blocks_in_use() <= 1, "nothing is referred to any more");
+        fleet.hv.assert_clean();
+    }
 }
 
 #[test]

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::bell::Bell;
-use crate::port::MAX_FRAME_BYTES;
 use crate::switch::Segment;
 use queue::{Heap, Label, Receiver, Sender, Share};
 
@@ -124,13 +123,18 @@ impl Trunk {
         }
     }
 
-    /// Copies the next frame of the other worker's out.
-    pub fn receive(&mut self, into: &mut [u8; MAX_FRAME_BYTES]) -> Option<(Label, usize)> {
+    /// Returns the length of the next frame of the other worker's, if there is one.
+    pub fn next_len(&mut self) -> Option<usize> {
+        self.arrives.next_len()
+    }
+
+    /// Copies the next frame of the other worker's out, if it fits.
+    pub fn receive(&mut self, into: &mut [u8]) -> Option<Label> {
         let (label, len) = self.arrives.pop(into)?;
         self.counters.received += 1;
         self.counters.received_bytes += len as u64;
         self.armed = false;
-        Some((label, len))
+        Some(label)
     }
 
     /// Gives back the room of what was received.

@@ -223,14 +223,21 @@ impl<W: Words> Sender<W> {
 }
 
 impl<W: Words> Receiver<W> {
-    /// Copies the next frame out, if there is one. Returns what travelled with it, and its length.
-    pub fn pop(&mut self, into: &mut [u8; MAX_BYTES]) -> Option<(Label, usize)> {
+    /// Returns the length of the next frame, if there is one.
+    pub fn next_len(&mut self) -> Option<usize> {
         if self.read == self.written {
             self.written = self.words.load(WRITTEN, Ordering::Acquire);
             if self.read == self.written {
                 return None;
             }
         }
+        let (_, len) = Label::unpack(self.words.load(place(self.read, self.capacity), Ordering::Relaxed));
+        Some(len)
+    }
+
+    /// Copies the next frame out, if there is one and it fits. Returns what travelled with it, and its length.
+    pub fn pop(&mut self, into: &mut [u8]) -> Option<(Label, usize)> {
+        let into = into.get_mut(..self.next_len()?)?;
         let mut number = self.read;
         let mut get = || {
             let value = self.words.load(place(number, self.capacity), Ordering::Relaxed);
@@ -238,7 +245,7 @@ impl<W: Words> Receiver<W> {
             value
         };
         let (label, len) = Label::unpack(get());
-        let (words, rest) = into[..len.min(MAX_BYTES)].as_chunks_mut::<WORD>();
+        let (words, rest) = into.as_chunks_mut::<WORD>();
         for word in words {
             *word = get().to_le_bytes();
         }
@@ -299,7 +306,7 @@ mod tests {
         let mut into = Box::new([0; MAX_BYTES]);
         let mut n = 0;
         while n < COUNT {
-            let Some((got, len)) = receiver.pop(&mut into) else {
+            let Some((got, len)) = receiver.pop(&mut into[..]) else {
                 receiver.release();
                 std::thread::yield_now();
                 continue;
@@ -308,7 +315,7 @@ mod tests {
             n += 1;
         }
         receiver.release();
-        assert!(receiver.pop(&mut into).is_none());
+        assert!(receiver.pop(&mut into[..]).is_none());
         assert!(sending.join().unwrap() > 0, "it was full now and then");
     }
 
@@ -321,9 +328,9 @@ mod tests {
         assert_eq!((stormed, meant), (64, 64));
         assert_eq!(sender.push(label(1), &[0; MAX_BYTES + 1], Share::All), Err(Full));
         let mut into = Box::new([0; MAX_BYTES]);
-        assert!(receiver.pop(&mut into).is_none(), "not published yet");
+        assert!(receiver.pop(&mut into[..]).is_none(), "not published yet");
         sender.publish();
-        assert!(receiver.pop(&mut into).is_some());
+        assert!(receiver.pop(&mut into[..]).is_some());
         assert!(sender.push(label(1), &[1; 56], Share::All).is_err(), "not released yet");
         receiver.release();
         assert!(sender.push(label(1), &[1; 56], Share::All).is_ok());
@@ -340,11 +347,11 @@ mod tests {
         assert!(!sender.publish(), "nothing was pushed");
         assert!(send(&mut sender), "it has not looked yet");
         assert!(!send(&mut sender), "once is enough");
-        while receiver.pop(&mut into).is_some() {}
+        while receiver.pop(&mut into[..]).is_some() {}
         receiver.release();
         assert!(!send(&mut sender), "it did not say that it would sleep");
         assert!(receiver.rearm(), "and would find that");
-        assert!(receiver.pop(&mut into).is_some());
+        assert!(receiver.pop(&mut into[..]).is_some());
         assert!(!receiver.rearm());
         assert!(send(&mut sender));
         assert!(!send(&mut sender));

@@ -1,4 +1,4 @@
-//! Private memory for what guests send: blocks that a pass fills, and that nobody fills again for as long as somebody's
+//! Private memory for what guests send, to this worker or another: blocks that a pass fills, and that nobody fills again for as long as somebody's
 //! queue refers to what lies in them. So a frame goes on to a guest from where it was copied to, and is not copied again.
 //!
 //! It knows nothing of what lies in it. There is a block for each that all queues together may refer to, and those of a
@@ -164,9 +164,8 @@ impl Scratch {
         self.memory.bytes()
     }
 
-    /// Finds room for a frame of `len` bytes, no more than a block has, that crosses no page if it fits into one. It comes to
-    /// lie behind the last one as in a container, so that both can be copied into one together.
-    pub(super) fn place(&mut self, leases: &mut Leases, len: usize) -> Option<u32> {
+    /// Finds room for a frame of `len` bytes that crosses no page if it fits into one. It comes to lie behind the last one as in a container, so that both can be copied into one together.
+    pub(crate) fn place(&mut self, leases: &mut Leases, len: usize) -> Option<u32> {
         const FIRST: usize = aligned(0);
         if FIRST + len > PAGE_SIZE {
             return self.place_pages(leases, len);
@@ -184,6 +183,9 @@ impl Scratch {
 
     /// Takes the room from `start` on in the block that is being filled, or from `first` on in the next.
     fn place_from(&mut self, leases: &mut Leases, mut start: usize, first: usize, len: usize) -> Option<u32> {
+        if first + len > BLOCK_BYTES {
+            return None;
+        }
         let block = match self.block {
             Some(block) if start + len <= BLOCK_BYTES => block,
             full => {

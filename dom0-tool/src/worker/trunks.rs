@@ -76,7 +76,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
         sum
     }
 
-    /// Takes frames of other workers and forwards them to ports of our own.
+    /// Takes frames of other workers and forwards them to ports of our own. They lie among what guests sent, as far as there is
+    /// room, so that they go out from there.
     pub(super) fn take_from_trunks(&mut self, now_ns: u64) -> (usize, Left) {
         let (mut frames, mut left) = (0, Left::Nothing);
         for at in 0..self.trunks.len() {
@@ -86,12 +87,18 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             if let Kind::Trunk(trunk) = &mut port.kind {
                 let mut taken = 0;
                 while taken < TAKEN
-                    && let Some((label, len)) = trunk.receive(&mut self.landing)
+                    && let Some(len) = trunk.next_len()
                 {
+                    let at = self.scratch.place(&mut self.fabric.leases, len);
+                    let into = match at {
+                        Some(at) => &mut self.scratch.bytes_mut()[at as usize..at as usize + len],
+                        None => &mut self.landing[..len],
+                    };
+                    let Some(label) = trunk.receive(into) else { break };
                     taken += 1;
                     let guard = Guard::of_another(label.privacy);
                     let from = Origin { port: id, segment: label.segment, guard, via: Via::Trunk };
-                    let parcel = Parcel { bytes: &self.landing[..len], meta: label.meta, at: None };
+                    let parcel = Parcel { bytes: into, meta: label.meta, at };
                     match self.fabric.forward(&from, now_ns, &parcel) {
                         Forwarded::Yes => {}
                         Forwarded::Isolated => trunk.counters.isolated += 1,
