@@ -26,6 +26,9 @@ pub const MAX_GUESTS: usize = 256;
 /// Uplinks that can be open at a time.
 pub const MAX_UPLINKS: usize = 64;
 
+/// A frame shorter than this is copied for an uplink, with others for the same system call.
+const LEAST_SCATTERED_BYTES: usize = 2048;
+
 /// Bytes of all guests' regions together.
 pub(crate) const REGIONS_BYTES: usize = MAX_GUESTS * REGION_BYTES;
 /// Ports of one worker, at most.
@@ -421,6 +424,16 @@ fn send_whole<P: PageAccess>(
 ) {
     for packet in whole.packets {
         let bytes = packet.range().len();
+        if link.takes_scattered()
+            && bytes >= LEAST_SCATTERED_BYTES
+            && let Some(scattered) = whole.scatter(packet)
+        {
+            // Nothing is looked at but its headers, which go out as they were read.
+            if let Some(meta) = judge(scattered.frame, packet.meta, sender) {
+                counters.note(link.send_scattered(&scattered, meta), bytes);
+            }
+            continue;
+        }
         let sent = if let Some(place) = link.place(bytes) {
             whole.read_packet(packet, place);
             judge(place, packet.meta, sender).map(|meta| link.send_placed(meta))

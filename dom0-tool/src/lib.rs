@@ -21,6 +21,7 @@ pub mod policy;
 pub mod port;
 pub mod rules;
 pub mod sandbox;
+pub mod scattered;
 pub mod segment;
 pub mod slo;
 pub mod store;

@@ -11,6 +11,7 @@ use drayage::port::packet::Packet;
 use drayage::port::spec::{PacketSpec, RingFormat, XdpMode, XdpSpec};
 use drayage::port::xdp::Xdp;
 use drayage::port::{Budget, By, Sent, Uplink, mtu_of};
+use drayage::scattered::{MOST_PARTS, Scattered};
 use drayage_wire::checksum;
 use drayage_wire::container::{Checksum, Gso, GsoKind, Meta};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -264,6 +265,34 @@ fn packet_offloads_pass_both_ways() {
                 assert_eq!(meta, got_meta);
             }
         });
+    });
+}
+
+/// Super-frames that Linux reads by itself arrive whole, however much of them it is asked to keep in one piece; what it refuses
+/// is not sent.
+#[test]
+fn packet_scattered_frames_arrive_whole() {
+    in_namespace("packet_scattered_frames_arrive_whole", || {
+        let (mut near, mut far) = (open("near"), open("far"));
+        let meta = |kind| Meta { checksum: Checksum::Blank, gso: Some(Gso { kind, size: 1428 }) };
+        let frames =
+            [(tcp(2000), GsoKind::TcpV4), (tcp(65_400), GsoKind::TcpV4), (tcp6(60_000), GsoKind::TcpV6)];
+        for (frame, kind) in &frames {
+            let scattered = Scattered { frame, known: frame.len(), rest: [None; MOST_PARTS] };
+            assert_eq!(near.send_scattered(&scattered, meta(*kind)), Sent::Yes);
+        }
+        assert!(!near.is_behind(), "not yet");
+        assert_eq!(near.flush().sent, 0, "they were counted");
+        assert!(near.is_behind());
+        near.flush();
+        assert!(!near.is_behind(), "nothing was sent since");
+        let taken = take(&mut far, 3);
+        assert!(taken.iter().map(|(frame, _)| frame).eq(frames.iter().map(|(frame, _)| frame)));
+        assert!(taken.iter().map(|(_, meta)| *meta).eq(frames.iter().map(|(_, kind)| meta(*kind))));
+        // Longer than the device's MTU, and no super-frame.
+        let long = numbered(1, 9000);
+        let scattered = Scattered { frame: &long, known: 9000, rest: [None; MOST_PARTS] };
+        assert_eq!(near.send_scattered(&scattered, PLAIN), Sent::No);
     });
 }
 

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use drayage::xen::{self, By, CopyOp, DomainId, EventPort, GrantRef, Xen, XenError};
+use drayage_shared::Span;
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 use memxen::grants::{Copy, Foreign, status};
@@ -188,6 +189,10 @@ impl xen::PageAccess for BackPage {
             meddle(&self.meddler, Moment::Copied);
         }
         fits
+    }
+
+    fn span(&self, offset: usize, len: usize) -> Option<Span<'_>> {
+        (offset + len <= PAGE_SIZE).then(|| self.page.span(offset, len))
     }
 
     fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> bool {

@@ -1,5 +1,5 @@
-//! From a guest's mapped pages straight into the memory in which an uplink keeps frames: one copy of each byte, judged where it
-//! lies, and gone where it was decided to go, whatever the sender makes of its pages meanwhile.
+//! From a guest's mapped pages straight into the memory in which an uplink keeps frames, or by the system's own hand: one copy of
+//! each byte, judged where it lies, and gone where it was decided to go, whatever the sender makes of its pages meanwhile.
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use drayage::aggregate::Wrap;
 use drayage::port::{Budget, Flushed, Sent, Uplink};
 use drayage::rules::Rules;
+use drayage::scattered::Scattered;
 use drayage::switch::PortId;
 use drayage::vif::rx::Wish;
 use drayage::vif::{Connection, rx, tx};
@@ -36,6 +37,8 @@ struct Log {
     blank: usize,
     /// Whether it says that it is behind.
     behind: bool,
+    /// Whether it reads frames where they are.
+    scatters: bool,
 }
 
 /// An uplink with places for frames, from which the far end has spoken.
@@ -82,6 +85,23 @@ impl Uplink for Berth {
 
     fn has_places(&self) -> bool {
         true
+    }
+
+    fn takes_scattered(&self) -> bool {
+        self.log.lock().unwrap().scatters
+    }
+
+    /// Reads what is not known, as the system does.
+    fn send_scattered(&mut self, frame: &Scattered<'_>, meta: Meta) -> Sent {
+        let mut bytes = frame.head().to_vec();
+        for span in frame.rest() {
+            let start = bytes.len();
+            bytes.resize(start + span.len(), 0xee);
+            span.copy_out(&mut bytes[start..]).expect("they are there");
+        }
+        assert_eq!(bytes.len(), frame.frame.len());
+        self.note(true, bytes, meta);
+        Sent::Queued
     }
 
     fn place(&mut self, frame_bytes: usize) -> Option<&mut [u8]> {
@@ -305,5 +325,35 @@ fn what_is_rewritten_in_mid_copy_goes_where_it_was_decided_to() {
         }
         assert!(scene.neighbour.take_frames().is_empty());
     }
+    scene.fleet.hv.assert_clean();
+}
+
+/// What the system reads by itself is what was decided on, and the rest of it whatever it is by then.
+#[test]
+fn what_the_system_reads_goes_where_it_was_decided_to() {
+    let mut scene = scene();
+    scene.log.lock().unwrap().scatters = true;
+    for count in 1..=3 {
+        let frames: Vec<_> = (0..count).map(|n| long_frame(FAR, own(5), n as u8)).collect();
+        let before = scene.read();
+        scene.sends(&container(&frames));
+        let came = scene.take();
+        assert!(came.iter().map(|(_, frame)| frame).eq(&frames), "as they were, in order");
+        assert_eq!((scene.read() - before) as usize, HEADER_BYTES + (8 + LEN) * count, "each byte once");
+    }
+    let frames = vec![long_frame(FAR, own(5), 1); 2];
+    // The header, the table, the addresses of both, and the headers of the first.
+    let decided = 2 + frames.len() + 1;
+    let lie = container(&vec![long_frame(own(NEIGHBOUR), own(NEIGHBOUR), 2); 2]);
+    lie_after(&scene.fleet, &scene.sender, 100, decided, &lie);
+    scene.sends(&container(&frames));
+    scene.fleet.workers[0].xen().meddle_with(|_| ());
+    let came = scene.take();
+    assert_eq!(came.len(), 2);
+    assert!(came[0].1[..144] == frames[0][..144] && came[0].1 != frames[0], "the lie was told in time");
+    assert!(came[1].1[..14] == frames[1][..14]);
+    assert!(scene.neighbour.take_frames().is_empty());
+    let uplink = scene.fleet.workers[0].uplink_counters(scene.uplink).expect("it is there");
+    assert_eq!((uplink.sent, uplink.send_drops), (9, 0));
     scene.fleet.hv.assert_clean();
 }

@@ -58,7 +58,7 @@ pub fn staged(lab: &mut Lab<'_>) -> Result<()> {
         for stream in [Way::In, Way::Out] {
             let case = format!("tcp {}, {way}", stream.name());
             let label = Label { suite: "staged", peer: Peer::D, mode, case, frame_bytes: None, varied: None };
-            tcp::stream(lab, &label, stream, options, ASK)?;
+            tcp::stream(lab, &label, (stream, Source::Linux), options, ASK)?;
         }
     }
     Ok(())

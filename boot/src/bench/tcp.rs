@@ -75,24 +75,31 @@ pub fn tcp(lab: &mut Lab<'_>) -> Result<()> {
                     frame_bytes: None,
                     varied: None,
                 };
-                stream(lab, &label, way, "", "")?;
+                stream(lab, &label, (way, Source::Veth), "", "")?;
             }
         }
     }
     Ok(())
 }
 
-/// Measures a stream with a guest of its own, attached with options and started with settings beyond the usual ones.
-pub fn stream(lab: &mut Lab<'_>, label: &Label, way: Way, options: &str, settings: &str) -> Result<()> {
+/// Measures a stream with a guest of its own, attached with options and started with settings beyond the usual ones. With
+/// source `veth` drayage has one end of a veth, and not a TAP, between itself and dom0's stack; netback needs neither.
+pub fn stream(
+    lab: &mut Lab<'_>,
+    label: &Label,
+    (way, source): (Way, Source),
+    options: &str,
+    settings: &str,
+) -> Result<()> {
     let (site, peer) = (Site::FIRST, label.peer);
     let ip = site.guest_ip();
     let mut path: Box<dyn Path> = match peer {
         Peer::A | Peer::B => Box::new(Stock::new(site)),
-        Peer::C => Box::new(Ours::new(site, Containers::Off)),
-        Peer::D => Box::new(Ours::new(site, Containers::On).with_options(options)),
+        Peer::C => Box::new(Ours::new(site, Containers::Off).with_slots()),
+        Peer::D => Box::new(Ours::new(site, Containers::On).with_options(options).with_slots()),
     };
     path.create(lab.dom0, &way.guest(peer, label.mode, site, settings))?;
-    path.prepare(lab.dom0, Source::Linux)?;
+    path.prepare(lab.dom0, if matches!(peer, Peer::A | Peer::B) { Source::Linux } else { source })?;
     await_guest(lab.dom0, &ip)?;
     let (bytes, elapsed_ns) = match way {
         Way::In | Way::Out => {

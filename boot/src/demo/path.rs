@@ -146,6 +146,9 @@ pub enum Containers {
     Off,
 }
 
+/// By blocks: the uplink that costs a stream of datagrams least.
+const BLOCKS: &str = ",ring=v3";
+
 /// Our path: a guest attached to the daemon, which has a TAP, or one end of a veth as a packet socket.
 #[derive(Debug)]
 pub struct Ours {
@@ -155,17 +158,25 @@ pub struct Ours {
     veth: bool,
     /// Further options of `drayage attach`.
     options: String,
+    /// How frames are taken from a veth: options of the port.
+    ring: &'static str,
 }
 
 impl Ours {
     /// Returns the path to a place.
     pub fn new(site: Site, containers: Containers) -> Self {
-        Ours { site, guest: String::new(), containers, veth: false, options: String::new() }
+        Ours { site, guest: String::new(), containers, veth: false, options: String::new(), ring: BLOCKS }
     }
 
     /// Returns the same path with further options of `drayage attach`.
     pub fn with_options(self, options: &str) -> Self {
         Ours { options: options.to_owned(), ..self }
+    }
+
+    /// Returns the same path, but for frames that are taken from a veth one by one: an acknowledgement does not wait for a block
+    /// to fill.
+    pub fn with_slots(self) -> Self {
+        Ours { ring: "", ..self }
     }
 
     fn attach(&self, dom0: &mut Dom0, port: &str) -> Result<()> {
@@ -194,8 +205,7 @@ impl Path for Ours {
         if source == Source::Veth && !self.veth {
             let [near, far] = make_veth(dom0, self.site)?;
             backend::detach(dom0, &self.guest)?;
-            // Blocks: the uplink that costs a stream least.
-            self.attach(dom0, &format!("packet:{far},ring=v3"))?;
+            self.attach(dom0, &format!("packet:{far}{}", self.ring))?;
             // The TAP went with its last guest, and its address with it.
             let ip = self.site.host_ip();
             dom0.shell(&format!("ip addr add {ip}/24 dev {near}"))?;

@@ -24,6 +24,8 @@ use std::os::fd::BorrowedFd;
 use drayage_wire::container::Meta;
 use serde::{Deserialize, Serialize};
 
+use crate::scattered::Scattered;
+
 /// The longest frame that an uplink hands over: 64 KiB and an Ethernet header with a VLAN tag.
 pub const MAX_FRAME_BYTES: usize = 65_535 + 18;
 /// Frames that one uplink hands over in one pass, at most. The memory in which they wait for a guest holds several
@@ -171,6 +173,17 @@ pub trait Uplink: Send {
     /// Sends the frame that was written where the last [`place`](Self::place) was.
     fn send_placed(&mut self, meta: Meta) -> Sent {
         let _ = meta;
+        Sent::No
+    }
+
+    /// Returns whether it has the system read long frames where they are.
+    fn takes_scattered(&self) -> bool {
+        false
+    }
+
+    /// Sends a frame, the end of which is read by the system alone. Does not wait.
+    fn send_scattered(&mut self, frame: &Scattered<'_>, meta: Meta) -> Sent {
+        let _ = (frame, meta);
         Sent::No
     }
 

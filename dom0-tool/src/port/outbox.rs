@@ -7,9 +7,11 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::{Flushed, MAX_FRAME_BYTES, Sent};
+use crate::scattered::{MOST_PARTS, Scattered};
 
-/// Frames that may wait.
+/// Frames that may wait, and more than a scattered one has parts.
 const FRAMES: usize = 128;
+const _: () = assert!(FRAMES >= MOST_PARTS + 2);
 /// Bytes that may wait.
 const BYTES: usize = 4 * MAX_FRAME_BYTES;
 
@@ -21,7 +23,7 @@ pub(super) struct Outbox {
     header_bytes: usize,
     /// Where each frame, with its header, ends.
     ends: Vec<usize>,
-    /// What came of those that were sent because there was no more room.
+    /// What came of those that were sent before the end of the pass.
     early: Flushed,
     vectors: Vec<libc::iovec>,
     messages: Vec<libc::mmsghdr>,
@@ -52,12 +54,7 @@ impl Outbox {
             return Sent::No;
         }
         if self.ends.len() == FRAMES || self.memory.len() - self.used < len {
-            let mut early = self.early;
-            let now = self.send_all(socket);
-            early.sent += now.sent;
-            early.sent_bytes += now.sent_bytes;
-            early.drops += now.drops;
-            self.early = early;
+            self.send_early(socket);
         }
         let (header, rest) = self.memory[self.used..].split_at_mut(self.header_bytes);
         fill(header);
@@ -65,6 +62,45 @@ impl Outbox {
         self.used += len;
         self.ends.push(self.used);
         Sent::Queued
+    }
+
+    /// Sends a frame at once, behind all that waits, and a header in front of it; the system reads what is not here.
+    ///
+    /// # Errors
+    /// What the system said. The frame was then not sent, but what waited was.
+    pub(super) fn send_scattered(
+        &mut self,
+        socket: &OwnedFd,
+        header: &[u8],
+        frame: &Scattered<'_>,
+    ) -> io::Result<()> {
+        self.send_early(socket);
+        self.vectors.clear();
+        let vector = |start: *const u8, iov_len| libc::iovec { iov_base: start.cast_mut().cast(), iov_len };
+        let head = frame.head();
+        self.vectors.push(vector(header.as_ptr(), header.len()));
+        self.vectors.push(vector(head.as_ptr(), head.len()));
+        self.vectors.extend(frame.rest().map(|span| vector(span.start().as_ptr(), span.len())));
+        // SAFETY: the structure is integers and pointers, of which all zeroes are values.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.vectors.as_mut_ptr();
+        message.msg_iovlen = self.vectors.len();
+        let message = &mut libc::mmsghdr { msg_hdr: message, msg_len: 0 };
+        // SAFETY: the message names the vectors, and these a header and bytes that are borrowed until this ends, and spans, of
+        // which as many bytes can be read while they live. Sending reads all of them, and writes only how many it sent.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), message, 1, libc::MSG_DONTWAIT) };
+        if sent == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Sends what waits, before the end of the pass.
+    fn send_early(&mut self, socket: &OwnedFd) {
+        if self.ends.is_empty() {
+            return;
+        }
+        let now = self.send_all(socket);
+        self.early.sent += now.sent;
+        self.early.sent_bytes += now.sent_bytes;
+        self.early.drops += now.drops;
     }
 
     /// Sends what waits.
@@ -180,6 +216,32 @@ mod tests {
         assert_eq!(done.sent + done.drops, queued);
         let arrived = std::iter::from_fn(|| take(&far)).count() as u64;
         assert_eq!(arrived, done.sent);
+    }
+
+    #[test]
+    fn a_scattered_frame_goes_at_once_and_behind_what_waits() {
+        let (near, far) = pair();
+        let mut outbox = Outbox::new(2);
+        let mut pages = vec![7u8; 9000];
+        pages[8999] = 9;
+        let start = std::ptr::NonNull::from(pages.as_mut_slice()).cast();
+        // SAFETY: so many bytes are there, and nobody refers to them until they are given back below.
+        let shared = unsafe { drayage_shared::SharedBytes::new(start, 9000) };
+        let mut rest = [None; MOST_PARTS];
+        rest[0] = shared.span(0, 4096).ok();
+        rest[1] = shared.span(4096, 4904).ok();
+        let frame = [[5u8; 144].as_slice(), &[0xee; 9000]].concat();
+        let frame = Scattered { frame: &frame, known: 144, rest };
+        assert_eq!(outbox.push(&near, &[1; 60], |header| header.fill(0xab)), Sent::Queued);
+        outbox.send_scattered(&near, &[0xcd; 2], &frame).unwrap();
+        assert_eq!(take(&far).unwrap(), [[0xab; 2].as_slice(), &[1; 60]].concat());
+        let came = take(&far).unwrap();
+        assert_eq!((&came[..2], &came[2..146], came.len()), (&[0xcd; 2][..], &[5; 144][..], 9146));
+        assert!(came[146..9145].iter().all(|byte| *byte == 7) && came[9145] == 9);
+        assert_eq!(outbox.flush(&near), Flushed { sent: 1, sent_bytes: 60, drops: 0 }, "what waited");
+        drop(far);
+        assert!(outbox.send_scattered(&near, &[0xcd; 2], &frame).is_err());
+        drop(pages);
     }
 
     #[test]

@@ -78,6 +78,16 @@ pub(super) fn make_header(frame: &[u8], meta: Meta) -> [u8; VNET_BYTES] {
     header
 }
 
+/// Says in the header of a super-frame that so many of its bytes, more than its headers, are to be in one piece. Returns whether
+/// the header is one of a super-frame.
+pub(super) fn ask_for_piece(header: &mut [u8; VNET_BYTES], bytes: usize) -> bool {
+    let is_super = header[1] != GSO_NONE;
+    if is_super && let Ok(bytes) = u16::try_from(bytes) {
+        header[2..4].copy_from_slice(&bytes.to_ne_bytes());
+    }
+    is_super
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

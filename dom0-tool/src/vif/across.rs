@@ -12,6 +12,7 @@ use std::ops::Range;
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::container::{DESCRIPTOR_BYTES, HEADER_BYTES, MIN_PACKET_BYTES, Packet};
 
+use crate::scattered::{MOST_PARTS, Scattered};
 use crate::xen::{GrantRef, PageAccess};
 
 /// Pages of a container, at most.
@@ -168,6 +169,27 @@ impl<'a, P: PageAccess> Whole<'a, P> {
             pages.read_into(known..end, rest);
             self.read_bytes += end - known;
         }
+    }
+
+    /// Returns a packet of which no more is read than its headers, for the system to read the rest of it. `None` if that cannot
+    /// be.
+    pub fn scatter(&mut self, packet: &Packet) -> Option<Scattered<'_>> {
+        let packet = packet.range();
+        self.read_up_to(&packet, HEAD_BYTES.min(packet.len()));
+        let known = self.known(&packet);
+        let mut rest = [None; MOST_PARTS];
+        let (mut places, mut found) = (rest.iter_mut(), known);
+        self.unread.as_ref()?.parts(packet.start + known..packet.end, |page, offset, part| {
+            if let (Some(span), Some(place)) = (page.span(offset, part.len()), places.next()) {
+                found += span.len();
+                *place = Some(span);
+            }
+        });
+        if found < packet.len() {
+            return None;
+        }
+        self.read_bytes += packet.len() - known;
+        Some(Scattered { frame: &self.bytes[packet], known, rest })
     }
 
     /// Returns how many bytes of a packet are known.

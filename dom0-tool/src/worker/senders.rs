@@ -201,7 +201,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             Allowance::Bytes { to, .. } | Allowance::Part(to) => match kind(usize::from(to.0)) {
                 Some(Kind::Guest { vif, .. }) => vif.staging.is_some(),
                 Some(Kind::Uplink { link, .. }) => {
-                    sender.frame_bytes >= LONG_FRAME_BYTES && link.has_places()
+                    sender.frame_bytes >= LONG_FRAME_BYTES && (link.has_places() || link.takes_scattered())
                 }
                 _ => false,
             },

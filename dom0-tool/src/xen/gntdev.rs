@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use drayage_shared::{SharedBytes, SharedPage};
+use drayage_shared::{SharedBytes, SharedPage, Span};
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 
@@ -280,6 +280,10 @@ impl PageAccess for MappedPage {
 
     fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
         self.at.as_ref().is_some_and(|page| page.bytes.copy_out(offset, into).is_ok())
+    }
+
+    fn span(&self, offset: usize, len: usize) -> Option<Span<'_>> {
+        self.at.as_ref()?.bytes.span(offset, len).ok()
     }
 
     fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) -> bool {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
+use drayage_shared::Span;
 use drayage_wire::ring::SharedWords;
 
 use super::evtchn::{self, Evtchn};
@@ -66,6 +67,13 @@ impl PageAccess for Page {
         match self {
             Self::Mapped(page) => page.copy_out(offset, into),
             Self::Kept(_) => false,
+        }
+    }
+
+    fn span(&self, offset: usize, len: usize) -> Option<Span<'_>> {
+        match self {
+            Self::Mapped(page) => page.span(offset, len),
+            Self::Kept(_) => None,
         }
     }
 

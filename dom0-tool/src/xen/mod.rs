@@ -11,6 +11,7 @@ mod linux;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+use drayage_shared::Span;
 use drayage_wire::ring::SharedWords;
 
 pub use linux::{Linux, OpenError};
@@ -142,6 +143,9 @@ pub trait PageAccess: SharedWords {
 
     /// Copies bytes out of the page. Returns whether it has as many there.
     fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool;
+
+    /// Returns a part of the page for the system to read, if there are as many bytes and it is another domain's.
+    fn span(&self, offset: usize, len: usize) -> Option<Span<'_>>;
 
     /// Copies bytes from the page into another one, at `at`, with no copy in between. Returns whether that may be written and
     /// both have as many there.

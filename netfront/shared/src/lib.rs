@@ -3,10 +3,11 @@
 //!
 //! A Rust reference promises that nobody else writes what it points at, and the compiler may read twice
 //! through it. So shared memory is only reached through these two types, which use atomics for words, and
-//! volatile accesses or the processor's own copying for bulk. They know neither who shares the memory nor what lies in it.
+//! volatile accesses or the processor's own copying for bulk, or name a part for the system to read. They know neither who shares the memory nor what lies in it.
 #![no_std]
 
 use core::arch::asm;
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -129,6 +130,17 @@ impl SharedBytes {
         Ok(())
     }
 
+    /// Returns a part of the range, for the system to read.
+    ///
+    /// # Errors
+    /// [`OutOfRange`].
+    pub fn span(&self, offset: usize, len: usize) -> Result<Span<'_>, OutOfRange> {
+        self.check(offset, len)?;
+        // SAFETY: `offset + len` was checked to lie in the range that `new` was promised.
+        let start = unsafe { self.start.add(offset) };
+        Ok(Span { start, len, range: PhantomData })
+    }
+
     /// Copies `len` bytes from `offset` on into another shared range, at `at`, with no copy in between. Each byte is read
     /// once.
     ///
@@ -143,6 +155,45 @@ impl SharedBytes {
         let target = unsafe { to.start.add(at) };
         // SAFETY: as many bytes can be read and written, by the two checks.
         unsafe { copy(source, target, len) };
+        Ok(())
+    }
+}
+
+/// A part of a shared range, for the system to read: it is named in a system call, and this program never looks at it, as the
+/// other domain may write it at any time.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    start: NonNull<u8>,
+    len: usize,
+    range: PhantomData<&'a SharedBytes>,
+}
+
+impl Span<'_> {
+    /// Returns where it starts. As many bytes as it [is long](Self::len) can be read there while it lives.
+    pub const fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Returns its length, in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether it has no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies as many bytes out of it as `into` has, as the system would: each is read once.
+    ///
+    /// # Errors
+    /// [`OutOfRange`]; nothing is then copied.
+    pub fn copy_out(&self, into: &mut [u8]) -> Result<(), OutOfRange> {
+        if into.len() > self.len {
+            return Err(OutOfRange);
+        }
+        // SAFETY: that many bytes can be read, as `span` checked, and written, as `into` is borrowed for that.
+        unsafe { copy(self.start, NonNull::from(&mut *into).cast(), into.len()) };
         Ok(())
     }
 }

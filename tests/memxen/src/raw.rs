@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use drayage_shared::{SharedBytes, SharedPage};
+use drayage_shared::{SharedBytes, SharedPage, Span};
 use drayage_wire::PAGE_SIZE;
 use drayage_wire::ring::SharedWords;
 
@@ -61,6 +61,14 @@ impl RawPage {
     /// Beyond the page's end.
     pub fn copy_across(&self, offset: usize, to: &Self, at: usize, len: usize) {
         self.0.bytes.copy_across(offset, &to.0.bytes, at, len).expect("inside the page");
+    }
+
+    /// Returns a part of the page, for the system to read.
+    ///
+    /// # Panics
+    /// Beyond the page's end.
+    pub fn span(&self, offset: usize, len: usize) -> Span<'_> {
+        self.0.bytes.span(offset, len).expect("inside the page")
     }
 
     /// Reads bytes.

@@ -23,6 +23,7 @@ use super::outbox::Outbox;
 use super::spec::{PacketSpec, RingFormat};
 use super::vnet::{self, VNET_BYTES, parse_header};
 use super::{Budget, By, DeviceError, Flushed, Sent, Uplink};
+use crate::scattered::Scattered;
 
 /// Bytes of the ring.
 const RING_BYTES: usize = 8 << 20;
@@ -32,6 +33,17 @@ const SLOT_OVERHEAD: usize = 128;
 const COPIES_BYTES: libc::c_int = 8 << 20;
 /// Bytes of frames on their way out, by Linux's count, which adds its own structures.
 const SENDING_BYTES: libc::c_int = 8 << 20;
+
+/// Bytes of a super-frame that Linux is asked to keep in one piece (`packet_snd` takes as many as the header's `hdr_len` says):
+/// with its own structures that is a piece of 64 KiB, and a longer one would be of 128.
+const LINEAR_BYTES: usize = 63 << 10;
+/// Where so much was sent to Linux's own stack in a pass, by long frames, answers are looked for together.
+const BEHIND_BYTES: usize = 64 << 10;
+
+/// Returns whether the system lacks memory, or such a large piece of it.
+fn lacks_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}
 
 /// Returns constants and layouts by their names in the headers, so that a test outside can compare them.
 #[doc(hidden)]
@@ -104,6 +116,10 @@ pub struct Packet {
     outbox: Outbox,
     /// Frames that were lost because the ring or the queue of copies was full.
     lost: Cell<u64>,
+    /// Bytes of scattered frames that were sent in this pass.
+    scattered_bytes: usize,
+    /// Whether those of the last pass were many.
+    is_behind: bool,
 }
 
 impl Packet {
@@ -140,7 +156,14 @@ impl Packet {
             sll_addr: [0; 8],
         };
         device::bind(&socket, address).map_err(failed("binding a packet socket to it"))?;
-        let packet = Self { socket, ring, outbox: Outbox::new(VNET_BYTES), lost: Cell::new(0) };
+        let packet = Self {
+            socket,
+            ring,
+            outbox: Outbox::new(VNET_BYTES),
+            lost: Cell::new(0),
+            scattered_bytes: 0,
+            is_behind: false,
+        };
         Ok((packet, found.mtu))
     }
 
@@ -176,7 +199,33 @@ impl Uplink for Packet {
             .push(&self.socket, frame, |header| header.copy_from_slice(&vnet::make_header(frame, meta)))
     }
 
+    fn takes_scattered(&self) -> bool {
+        true
+    }
+
+    fn send_scattered(&mut self, frame: &Scattered<'_>, meta: Meta) -> Sent {
+        let mut header = vnet::make_header(frame.frame, meta);
+        let whole = frame.frame.len().min(LINEAR_BYTES);
+        let in_one = vnet::ask_for_piece(&mut header, whole);
+        let mut sent = self.outbox.send_scattered(&self.socket, &header, frame);
+        // There may be no such piece.
+        if in_one && sent.as_ref().is_err_and(lacks_memory) {
+            header = vnet::make_header(frame.frame, meta);
+            sent = self.outbox.send_scattered(&self.socket, &header, frame);
+        }
+        if sent.is_err() {
+            return Sent::No;
+        }
+        self.scattered_bytes += frame.frame.len();
+        Sent::Yes
+    }
+
+    fn is_behind(&mut self) -> bool {
+        self.is_behind
+    }
+
     fn flush(&mut self) -> Flushed {
+        self.is_behind = std::mem::take(&mut self.scattered_bytes) >= BEHIND_BYTES;
         self.outbox.flush(&self.socket)
     }
 
