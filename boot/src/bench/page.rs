@@ -85,7 +85,8 @@ fn about(suite: &str) -> &'static str {
              driver, stack and reader in one process, with memory in the hypervisor's place."
         }
         "tcp" => {
-            "Streams into a guest, out of it, and one that it echoes, of which the bytes in both directions count."
+            "Streams into a guest, out of it, and one that it echoes, of which the bytes in both directions count. dom0 is the other \
+             end: on netback's interface for a and b, and for c and d on a veth, whose other end drayage has by a packet socket."
         }
         "boot" => {
             "From the guest's creation to its first answered ping, and the CPU time that its domain took for it, on a machine \
