@@ -15,6 +15,7 @@ use drayage::vif::{Connection, RemoteEvents, Rings, tx};
 use drayage::worker::Worker;
 use drayage::xen;
 use drayage_wire::PAGE_SIZE;
+use drayage_wire::container::Manifest;
 use drayage_wire::netif::{Rx, RxRequest, RxResponse, Tx, TxRequest, TxResponse, rx_flags, tx_flags};
 use drayage_wire::ring::{FrontRing, SharedWords as _};
 use memxen::raw::RawPage;
@@ -237,6 +238,20 @@ impl RawFront {
         }
         self.publish();
         frames
+    }
+
+    /// As [`take_frames`](Self::take_frames), of the containers that came the packets in them.
+    ///
+    /// # Panics
+    /// When one is not as the specification says.
+    pub fn take_packets(&mut self) -> Vec<Vec<u8>> {
+        let mut manifest = Manifest::new();
+        let mut packets = Vec::new();
+        for container in self.take_frames() {
+            manifest.read(&container).expect("a good container");
+            packets.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
+        }
+        packets
     }
 
     fn assembled(&self, received: &[RxResponse]) -> Vec<Vec<u8>> {

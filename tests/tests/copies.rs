@@ -54,16 +54,7 @@ fn send(front: &mut RawFront, shape: Shape, page: usize, frames: &[Vec<u8>]) -> 
 
 /// Takes the frames that came to a guest.
 fn taken(front: &mut RawFront, shape: Shape) -> Vec<Vec<u8>> {
-    if shape == Plain {
-        return front.take_frames();
-    }
-    let mut manifest = Manifest::new();
-    let mut frames = Vec::new();
-    for container in front.take_frames() {
-        manifest.read(&container).expect("a good container");
-        frames.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
-    }
-    frames
+    if shape == Plain { front.take_frames() } else { front.take_packets() }
 }
 
 /// Passes until all that a guest sent was taken: for a while it is kept waiting where it sends to one that is slow.

@@ -12,7 +12,7 @@ use drayage_tests::fleet::{Fleet, frame, own};
 use drayage_tests::hand;
 use drayage_tests::rawfront::RawFront;
 use drayage_tests::stage::{lie_after, staged_guest, staged_guest_with_control};
-use drayage_wire::container::{Checksum, Gso, GsoKind, Manifest, Meta, Writer};
+use drayage_wire::container::{Checksum, Gso, GsoKind, Meta, Writer};
 use drayage_wire::control::kind;
 use drayage_wire::netif::RxRequest;
 use drayage_wire::ring::SharedWords as _;
@@ -95,15 +95,7 @@ impl Scene {
 
     /// Takes what came, by receiver.
     fn take(&mut self) -> [Vec<Vec<u8>>; 2] {
-        let mut manifest = Manifest::new();
-        self.receivers.each_mut().map(|front| {
-            let mut frames = Vec::new();
-            for container in front.take_frames() {
-                manifest.read(&container).expect("a good container");
-                frames.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
-            }
-            frames
-        })
+        self.receivers.each_mut().map(RawFront::take_packets)
     }
 
     fn counters(&self) -> [Counters; 3] {
@@ -279,13 +271,7 @@ fn what_is_placed_stays_where_it_is_when_its_page_is_unmapped() {
     }
     fleet.clock.advance(10_000_000);
     fleet.passes();
-    let mut manifest = Manifest::new();
-    let mut came = Vec::new();
-    for container in receiver.take_frames() {
-        manifest.read(&container).expect("a good container");
-        came.extend(manifest.packets().iter().map(|packet| container[packet.range()].to_vec()));
-    }
-    assert!(came == expected);
+    assert!(receiver.take_packets() == expected);
     assert!(fleet.counters(0, &receiver).rx.grant_ops > 0);
     fleet.hv.assert_clean();
 }
@@ -391,21 +377,16 @@ proptest! {
         for round in 0..12 {
             scene.sends(&choices[round % 3]);
             scene.later();
+            let came = scene.receivers[1].take_packets();
             // The first one's pages are whatever it made of them.
-            let came: Vec<_> = scene.receivers[1].take_frames();
             let received = scene.receivers[0].received();
             for answer in received {
                 let gref = scene.receivers[0].grant(usize::from(answer.id));
                 scene.receivers[0].post(RxRequest { id: answer.id, gref });
             }
             scene.receivers[0].publish();
-            let mut manifest = Manifest::new();
-            for container in came {
-                manifest.read(&container).expect("a good container");
-                for packet in manifest.packets() {
-                    let frame = &container[packet.range()];
-                    prop_assert_eq!((&frame[..6], &frame[6..12]), (&own(7)[..], &own(5)[..]));
-                }
+            for frame in came {
+                prop_assert_eq!((&frame[..6], &frame[6..12]), (&own(7)[..], &own(5)[..]));
             }
         }
         scene.fleet.hv.assert_clean();
