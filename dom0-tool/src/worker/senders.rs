@@ -192,8 +192,8 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     }
 
     /// Returns how much of a container in mapped pages is to be read before it is known where it goes: a capture wants to
-    /// see all of it, and only where the next guest's pages are mapped, too, or an uplink has memory for frames, it goes
-    /// straight there. What goes to several may find such a one.
+    /// see all of it, and only where the next guest's pages are mapped, too, or an uplink has memory for frames or has the system
+    /// read them, it goes straight there. What goes to several may find such a one.
     fn look(&self, from: usize, allowance: Allowance) -> Look {
         let kind = |at: usize| Some(&self.fabric.ports.get(at)?.as_ref()?.kind);
         let Some(Kind::Guest { vif: sender, .. }) = kind(from) else { return Look::Whole };

@@ -2,8 +2,9 @@
 //! references.
 //!
 //! A Rust reference promises that nobody else writes what it points at, and the compiler may read twice
-//! through it. So shared memory is only reached through these two types, which use atomics for words, and
-//! volatile accesses or the processor's own copying for bulk, or name a part for the system to read. They know neither who shares the memory nor what lies in it.
+//! through it. So shared memory is only reached through these types, which use atomics for words, and volatile
+//! accesses or the processor's own copying for bulk; a [`Span`] names a part for the system to read. They know neither who
+//! shares the memory nor what lies in it.
 #![no_std]
 
 use core::arch::asm;
@@ -159,8 +160,8 @@ impl SharedBytes {
     }
 }
 
-/// A part of a shared range, for the system to read: it is named in a system call, and this program never looks at it, as the
-/// other domain may write it at any time.
+/// A part of a shared range, for the system to read: it is named in a system call, and this program judges nothing by it, as
+/// the other domain may write it at any time.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
     start: NonNull<u8>,
