@@ -24,7 +24,7 @@ const BASELINE: &str = "tests/channel.baseline.json";
 const TOLERATED: f64 = 0.05;
 
 /// What is counted: ways of the program, by frame size.
-const CASES: [(&str, usize); 12] = [
+const CASES: [(&str, usize); 14] = [
     ("alone", 60),
     ("channel", 60),
     ("switched", 60),
@@ -32,11 +32,13 @@ const CASES: [(&str, usize); 12] = [
     ("sent-alone", 60),
     ("sent", 60),
     ("between", 60),
+    ("routed", 60),
     ("alone", 1514),
     ("channel", 1514),
     ("switched", 1514),
     ("sent", 1514),
     ("between", 1514),
+    ("routed", 1514),
 ];
 
 /// Packets of the two runs whose difference is counted: what it takes to begin and to end is in both.

@@ -45,6 +45,9 @@ pub struct UplinkCounters {
     pub sent: u64,
     /// Their bytes.
     pub sent_bytes: u64,
+    /// When the last of them had gone out, in nanoseconds of the backend's clock (CLOCK_MONOTONIC); 0 before the first.
+    #[serde(default)]
+    pub sent_last_ns: u64,
     /// Frames that it did not take.
     pub send_drops: u64,
     /// Frames that came in, and for which there was no destination.
@@ -84,8 +87,16 @@ pub(crate) struct Port<P> {
 
 /// What stands at a port.
 pub(crate) enum Kind<P> {
-    Guest { vif: Box<Vif<P>>, region: usize },
-    Uplink { link: Box<dyn Uplink>, counters: UplinkCounters },
+    Guest {
+        vif: Box<Vif<P>>,
+        region: usize,
+    },
+    Uplink {
+        link: Box<dyn Uplink>,
+        counters: UplinkCounters,
+        /// How many of the frames sent had gone out at `sent_last_ns`.
+        stamped: u64,
+    },
     Trunk(Box<Trunk>),
 }
 
@@ -256,7 +267,7 @@ impl<P: PageAccess> Fabric<P> {
                 let memory = &mut self.regions.bytes_mut()[start..start + REGION_BYTES];
                 vif.accept_container(memory, now_ns, whole, &mut self.leases)
             }
-            Kind::Uplink { link, counters } if whole.is_unread() && together() => {
+            Kind::Uplink { link, counters, .. } if whole.is_unread() && together() => {
                 send_whole(&mut **link, counters, whole, sender);
                 Taken::Yes
             }
@@ -353,7 +364,7 @@ impl<P: PageAccess> Fabric<P> {
                 }
                 self.trace.guest = Some(to);
             }
-            Kind::Uplink { link, counters } => {
+            Kind::Uplink { link, counters, .. } => {
                 let sent = link.send(frame, meta);
                 counters.note(sent, frame.len());
                 self.trace.hit |= self.trace.watched == Some(to);
@@ -386,14 +397,18 @@ impl<P: PageAccess> Fabric<P> {
         })
     }
 
-    /// Sends what waits in uplinks.
-    pub(crate) fn flush(&mut self) {
+    /// Sends what waits in uplinks, and asks for the time where something went out.
+    pub(crate) fn flush(&mut self, now_ns: impl Fn() -> u64) {
         for port in self.ports.iter_mut().flatten() {
-            if let Kind::Uplink { link, counters } = &mut port.kind {
+            if let Kind::Uplink { link, counters, stamped } = &mut port.kind {
                 let done = link.flush();
                 counters.sent += done.sent;
                 counters.sent_bytes += done.sent_bytes;
                 counters.send_drops += done.drops;
+                if counters.sent != *stamped {
+                    *stamped = counters.sent;
+                    counters.sent_last_ns = now_ns();
+                }
             }
         }
     }

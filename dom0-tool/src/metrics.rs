@@ -30,7 +30,7 @@ const BUCKET_ENDS_NS: [u64; 22] = {
 };
 
 /// What the names mean that do not say it themselves.
-const HELP: [(&str, &str); 21] = [
+const HELP: [(&str, &str); 22] = [
     ("vif_packets", "Packets; rx is what the guest receives"),
     ("vif_bytes", "Bytes in the packets"),
     ("vif_containers", "Containers handed over"),
@@ -50,6 +50,7 @@ const HELP: [(&str, &str); 21] = [
     ("vif_hold_seconds", "How long packets were held before they were handed over"),
     ("uplink_received", "Frames that came in"),
     ("uplink_sent", "Frames that went out"),
+    ("uplink_sent_last_seconds", "When the last frame went out, by the monotonic clock"),
     ("worker_passes", "Passes of the data path"),
     ("worker_sleeps", "Times that the data path slept"),
 ];
@@ -98,7 +99,8 @@ impl Readings {
     fn number(&mut self, name: &str, labels: &Labels, value: &Value) {
         let Some(number) = value.as_f64() else { return };
         let last = name.rsplit('_').nth(usize::from(name.ends_with("_ns"))).unwrap_or_default();
-        let level = name.contains("longest_") || matches!(last, "max" | "p50" | "p99" | "mean" | "jitter");
+        let level =
+            name.contains("longest_") || matches!(last, "max" | "p50" | "p99" | "mean" | "jitter" | "last");
         match (name.strip_suffix("_ns"), level, value.as_u64()) {
             (Some(name), true, _) => {
                 self.add(format!("{name}_seconds"), labels, Reading::Gauge(number / 1e9))

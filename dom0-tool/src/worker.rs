@@ -270,7 +270,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             stream = Wish::Now;
         }
         self.notify();
-        self.fabric.flush();
+        self.fabric.flush(|| self.clock.now_ns());
         if events > 0 {
             self.xen.unmask(&self.pending[..events]);
         }

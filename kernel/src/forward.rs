@@ -5,6 +5,7 @@
 //! Forwarding allocates nothing. What cannot leave at once, because a neighbour is still asked for or because it
 //! goes back where it came from, waits in an outbox of fixed size.
 
+mod decisions;
 mod neighbours;
 pub(crate) mod packet;
 mod talk;
@@ -12,6 +13,7 @@ mod talk;
 use alloc::boxed::Box;
 use alloc::vec;
 
+use decisions::{Decision, Decisions, pair};
 use neighbours::{Due, Neighbours, Reason};
 use packet::{Address, Family, Found, Mac, Packet, find, mapped, rewrite, stays_on_link};
 use smoltcp::wire::{IpAddress, IpCidr};
@@ -102,6 +104,8 @@ struct Side {
     /// The routers of IPv4 and IPv6; 0 where there is none.
     gateways: [Address; 2],
     neighbours: Neighbours,
+    /// Of packets that came in on this side.
+    decisions: Decisions,
     outbox: Outbox,
     errors: Allowance,
     counted: Routed,
@@ -159,6 +163,7 @@ impl Router {
             prefixes: [Prefix::default(); PREFIXES],
             gateways: [0; 2],
             neighbours: Neighbours::default(),
+            decisions: Decisions::default(),
             outbox: Outbox::new(),
             errors: Allowance { left: ERROR_BURST, since_ns: 0 },
             counted: Routed::default(),
@@ -166,7 +171,7 @@ impl Router {
         Self { sides: Box::new([side(), side()]) }
     }
 
-    /// Takes note of what an interface has.
+    /// Begins an interface's turn: takes note of what it has.
     pub(crate) fn configure(
         &mut self,
         side: usize,
@@ -175,6 +180,7 @@ impl Router {
         addresses: &[IpCidr],
         gateways: impl Iterator<Item = IpAddress>,
     ) {
+        self.forget_decisions();
         let side = &mut self.sides[side];
         (side.mac, side.mtu) = (mac, frame_bytes - packet::ETHERNET_BYTES);
         side.prefixes = [Prefix::default(); PREFIXES];
@@ -187,8 +193,14 @@ impl Router {
         }
     }
 
+    /// Returns the longest frame that leaves by a side, in bytes.
+    pub(crate) fn longest_frame_bytes(&self, side: usize) -> usize {
+        self.sides[side].mtu + packet::ETHERNET_BYTES
+    }
+
     /// Takes note of whether packets flow on an interface; down, it is on no route.
     pub(crate) fn set_carrier(&mut self, side: usize, carrier: Carrier) {
+        self.forget_decisions();
         self.sides[side].carrier = carrier;
     }
 
@@ -198,7 +210,15 @@ impl Router {
     }
 
     /// Decides about a frame that came in on a side.
+    #[inline]
     pub(crate) fn step(&mut self, from: usize, frame: &[u8], now_ns: u64) -> Step {
+        match self.sides[from].repeat(frame) {
+            Some(crossing) => Step::Cross(crossing),
+            None => self.decide(from, frame, now_ns),
+        }
+    }
+
+    fn decide(&mut self, from: usize, frame: &[u8], now_ns: u64) -> Step {
         let here = &self.sides[from];
         // What is not for our hardware address is for many, or a mistake: the stack's affair either way. What
         // neighbours say of themselves comes both ways.
@@ -226,6 +246,11 @@ impl Router {
             return Step::Done;
         }
         self.forward(from, frame, packet, now_ns)
+    }
+
+    /// Something has changed on which decisions may rest.
+    fn forget_decisions(&mut self) {
+        self.sides.iter_mut().for_each(|side| side.decisions.forget());
     }
 
     /// Counts a packet that has crossed.
@@ -259,8 +284,12 @@ impl Router {
         // A frame is not made shorter than Ethernet's least by leaving out its padding.
         let frame_bytes = packet.frame_bytes.max(frame.len().min(60));
         match there.neighbours.look_up(next, now_ns) {
-            Some(mac) if to != from => {
-                Step::Cross(Crossing { family: packet.family, frame_bytes, next: mac, own: there.mac })
+            Some(next) if to != from => {
+                let (own, longest) = (there.mac, there.mtu + packet::ETHERNET_BYTES);
+                if let (Family::V4, Some(addresses)) = (packet.family, packet::addresses_v4(frame)) {
+                    self.sides[from].decisions.keep(pair(addresses), Decision { next, own, longest });
+                }
+                Step::Cross(Crossing { family: packet.family, frame_bytes, next, own })
             }
             known => {
                 let state = match known {
@@ -328,6 +357,7 @@ impl Router {
             _ => Reason::Tells,
         };
         side.neighbours.learn(said.address, said.mac, reason, now_ns);
+        self.forget_decisions();
         self.release(from, said.address);
     }
 
@@ -363,6 +393,7 @@ impl Router {
     }
 
     fn give_up(&mut self, side: usize, address: Address, now_ns: u64) {
+        self.forget_decisions();
         for at in 0..WAITING {
             let waiting = &mut self.sides[side].outbox.frames[at];
             let State::For { next, packet, from } = waiting.state else { continue };
@@ -406,6 +437,18 @@ enum Neighbourhood {
 }
 
 impl Side {
+    /// Does with a packet what was done with one between the same addresses before, if it can be: what is out of the ordinary
+    /// is decided anew.
+    #[inline]
+    fn repeat(&self, frame: &[u8]) -> Option<Crossing> {
+        let decision = self.decisions.find(pair(packet::addresses_v4(frame)?))?;
+        let (hops, total) = packet::find_plain_v4(frame)?;
+        let frame_bytes = total.max(frame.len().min(60));
+        let ordinary = frame.starts_with(&self.mac) && hops > 1 && total <= decision.longest;
+        let Decision { next, own, .. } = *decision;
+        ordinary.then_some(Crossing { family: Family::V4, frame_bytes, next, own })
+    }
+
     fn owns(&self, address: Address) -> bool {
         self.prefixes.iter().any(|prefix| prefix.address == address)
     }

@@ -233,6 +233,11 @@ impl Nic for VirtioNic {
         }
     }
 
+    fn drain(&mut self) -> bool {
+        self.tx.reclaim(&mut self.device);
+        self.tx.under_way.iter().all(Option::is_none)
+    }
+
     fn counters(&self) -> Counters {
         Counters { tx_frames: self.tx.frames, tx_dropped: self.tx.dropped, ..self.counters }
     }

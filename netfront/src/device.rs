@@ -139,6 +139,27 @@ impl<P: Platform> Device for Vif<P> {
 }
 
 impl<P: Platform> Vif<P> {
+    /// Returns whether a frame of so many bytes finds room now; where it does not, it is as after a `transmit` that was
+    /// refused. Unlike there, it is not asked whether the longest frame would.
+    pub fn has_room(&mut self, bytes: usize) -> bool {
+        if !self.is_up() {
+            return false;
+        }
+        let Some(link) = self.link.as_mut() else { return false };
+        link.tx.ready(bytes, &mut self.counters.tx).unwrap_or_else(|broken| {
+            self.broken = Some(broken);
+            false
+        })
+    }
+
+    /// Sends a frame of so many bytes that `fill` writes in place. Without room, which [`has_room`](Self::has_room) tells
+    /// of, it is lost, and counted.
+    pub fn send_frame(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) {
+        if let Some(link) = self.link.as_mut() {
+            link.tx.send(bytes, None, &mut self.spare, &mut self.counters.tx, fill);
+        }
+    }
+
     /// Sends a datagram of so many bytes whose headers are known and that `fill` writes in place. Returns whether there
     /// was room; without, `fill` was not called, and there is as after a `transmit` that was refused.
     pub fn send_datagram(
@@ -147,19 +168,11 @@ impl<P: Platform> Vif<P> {
         bytes: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> bool {
-        if !self.is_up() {
+        let len = HEAD_BYTES + bytes;
+        if !self.has_room(len) {
             return false;
         }
         let Some(link) = self.link.as_mut() else { return false };
-        let len = HEAD_BYTES + bytes;
-        match link.tx.ready(len, &mut self.counters.tx) {
-            Ok(true) => {}
-            Ok(false) => return false,
-            Err(broken) => {
-                self.broken = Some(broken);
-                return false;
-            }
-        }
         let (sum, becomes) = match link.tx.blanks_v4() {
             true => (Sum::Blank, Checksum::Blank),
             false => (Sum::Full, Checksum::Valid),

@@ -238,7 +238,7 @@ impl<P: Platform> Link<P> {
         }
         let received = self.rx.rearm() || self.has_control_answer();
         let room = self.tx.rearm(frame_bytes, &mut counters.tx)?;
-        self.awaits_tx = self.tx.is_starved();
+        self.awaits_tx = self.tx.awaits_answers();
         Ok(match (received || room, self.tx.is_starved()) {
             (true, _) => Readiness::Busy,
             (false, true) => Readiness::SendBlocked,

@@ -74,6 +74,8 @@ pub(crate) struct TxQueue<P> {
     sequence: u32,
     /// The stack was refused since there was last room.
     starved: bool,
+    /// Somebody waits until everything is answered.
+    draining: bool,
     notify: bool,
 }
 
@@ -101,6 +103,7 @@ impl<P: Platform + Clone> TxQueue<P> {
             round: [(0, 0); 2],
             sequence: 0,
             starved: false,
+            draining: false,
             notify: false,
         })
     }
@@ -352,28 +355,38 @@ impl<P: Platform> TxQueue<P> {
         self.starved
     }
 
-    /// If the stack was refused, asks for an event when half of what is in flight is answered. Returns whether
-    /// there is room already.
+    /// Returns whether an answer is waited for.
+    pub(crate) fn awaits_answers(&self) -> bool {
+        self.starved || self.draining
+    }
+
+    /// If the stack was refused, asks for an event when half of what is in flight is answered; if somebody waits for
+    /// that, when all is. Returns whether it is so already.
     ///
     /// # Errors
     /// [`Broken`].
     pub(crate) fn rearm(&mut self, len: usize, counters: &mut TxCounters) -> Result<bool, Broken> {
-        while self.starved {
+        while self.awaits_answers() {
             self.reap(counters)?;
-            if self.has_room(len) {
+            if self.starved && self.has_room(len) {
                 self.starved = false;
                 return Ok(true);
             }
             let ring = self.ring.get();
-            let half = ring.in_flight() / 2 + 1;
-            if !ring.rearm_after(half) {
+            let left = ring.in_flight();
+            if self.draining && left == 0 {
+                self.draining = false;
+                return Ok(true);
+            }
+            if !ring.rearm_after(if self.starved { left / 2 + 1 } else { left }) {
                 return Ok(false);
             }
         }
         Ok(false)
     }
 
-    /// Returns whether everything is answered; where it is not, asks for an event when it is.
+    /// Returns whether everything is answered; where it is not, asks for an event when it is, as [`rearm`](Self::rearm)
+    /// does from now on.
     ///
     /// # Errors
     /// [`Broken`].
@@ -382,6 +395,7 @@ impl<P: Platform> TxQueue<P> {
             self.reap(counters)?;
             let ring = self.ring.get();
             let left = ring.in_flight();
+            self.draining = left > 0;
             if left == 0 {
                 return Ok(true);
             }

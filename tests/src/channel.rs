@@ -1,11 +1,12 @@
 //! The channel in one process, to be timed and counted: UDP frames from a backend's worker through containers into a
-//! guest's socket, out of a socket into the backend, and from guest to guest; and for comparison the same straight from
-//! memory into the same stack, and out of it.
+//! guest's socket, out of a socket into the backend, from guest to guest, and through a guest that routes; and for
+//! comparison the same straight from memory into the same stack, and out of it.
 //!
 //! It knows both ends and a stack. What the hypervisor does in hardware's place is `memxen`'s, locks and poison
 //! included, and is counted as the channel's.
 
 mod outbound;
+mod routed;
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -67,11 +68,13 @@ pub enum Way {
     Sent,
     /// From one guest's socket into another's.
     Between,
+    /// Into a guest that routes, and out of it into an uplink.
+    Routed,
 }
 
 impl Way {
     /// All, with the names that programs take.
-    pub const ALL: [(Way, &str); 7] = [
+    pub const ALL: [(Way, &str); 8] = [
         (Way::Alone, "alone"),
         (Way::Channel, "channel"),
         (Way::Plain, "plain"),
@@ -79,6 +82,7 @@ impl Way {
         (Way::SentAlone, "sent-alone"),
         (Way::Sent, "sent"),
         (Way::Between, "between"),
+        (Way::Routed, "routed"),
     ];
 }
 
@@ -123,6 +127,8 @@ pub enum Setup {
     SentAlone(Box<outbound::Alone>),
     /// What the guest sends.
     Outbound(Box<outbound::Outbound>),
+    /// See [`Way::Routed`].
+    Routed(Box<routed::Routed>),
 }
 
 impl Setup {
@@ -135,6 +141,7 @@ impl Setup {
             }
             Way::SentAlone => Self::SentAlone(Box::new(outbound::Alone::new(frame_bytes))),
             Way::Sent | Way::Between => Self::Outbound(Box::new(outbound::Outbound::new(way, frame_bytes))),
+            Way::Routed => Self::Routed(Box::new(routed::Routed::new(frame_bytes))),
         }
     }
 
@@ -148,6 +155,7 @@ impl Setup {
             Self::Channel(channel) => channel.run(count),
             Self::SentAlone(alone) => alone.run(count),
             Self::Outbound(outbound) => outbound.run(count),
+            Self::Routed(routed) => routed.run(count),
         }
     }
 
@@ -158,6 +166,7 @@ impl Setup {
             Self::Channel(channel) if channel.way == Way::Plain => None,
             Self::Channel(channel) => Some(channel.frames_per_container()),
             Self::Outbound(outbound) => Some(outbound.frames_per_container()),
+            Self::Routed(routed) => Some(routed.frames_per_container()),
         }
     }
 }

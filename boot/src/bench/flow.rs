@@ -191,7 +191,7 @@ fn order(dom0: &mut Dom0, peer: Peer, from: Site, to: &Destination, stream: Stre
             text.parse::<u64>().with_context(|| format!("the source answered {answer:?}"))
         };
         if number("done")? == 1 {
-            return Ok(Sent { sent: number("sent")?, elapsed_ns: number("elapsed_ns")? });
+            return Ok(Sent { sent: number("sent")?, elapsed_ns: number("elapsed_ns")?, started_ns: None });
         }
     }
 }
@@ -201,14 +201,20 @@ fn begin<'a>(dom0: &mut Dom0, reader: &'a Reader) -> Result<Reading<'a>> {
 }
 
 /// Puts what was sent and what arrived together. What was lost on the way is not known by place here: what matters
-/// is that it is little.
+/// is that it is little. The time is that until the last packet has arrived, where somebody knows when that was: what
+/// still lies in a queue when the sender is done counts for nothing. Only netback's counters of packets tell no time;
+/// there the time of Linux's sender stands, at whose end some hundred packets are on their way still.
 fn measurement(sent: &Sent, reading: Reading<'_>, dom0: &mut Dom0) -> Result<Measurement> {
     let arrived = reading.end(dom0)?;
     let received = arrived.packets.min(sent.sent);
+    let elapsed_ns = match (sent.started_ns, arrived.ended_ns) {
+        (Some(started_ns), Some(ended_ns)) => ended_ns.saturating_sub(started_ns),
+        _ => sent.elapsed_ns,
+    };
     Ok(Measurement {
         sent: sent.sent,
         received,
-        elapsed_ns: sent.elapsed_ns.max(arrived.span_ns),
+        elapsed_ns: elapsed_ns.max(arrived.span_ns),
         lost: vec![("on the way".into(), sent.sent - received)],
         packets_per_container: arrived.packets_per_container,
     })
@@ -415,7 +421,10 @@ impl Router {
         };
         let process = reader.start(dom0)?;
         fabric.help(process);
-        Ok(Router { peer, fabric, reader, device, to, case, inner })
+        let router = Router { peer, fabric, reader, device, to, case, inner };
+        // The next hop's address is known before packets count: what comes while it is asked for is dropped.
+        router.measure(dom0, Stream { frame_bytes: 60, count: 1, rate: None })?;
+        Ok(router)
     }
 
     /// Sends a stream, and returns what came of it.

@@ -26,6 +26,9 @@ pub struct Sent {
     pub sent: u64,
     /// From the first to the last.
     pub elapsed_ns: u64,
+    /// When the first was sent, by dom0's clock, where the sender says so.
+    #[serde(default)]
+    pub started_ns: Option<u64>,
 }
 
 /// A way to a guest.
@@ -111,7 +114,7 @@ impl Path for Stock {
 
     fn send(&self, dom0: &mut Dom0, _source: Source, stream: Stream) -> Result<Sent> {
         let report = send(dom0, &self.device(), self.site, stream)?;
-        Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
+        Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns, started_ns: None })
     }
 
     fn places(&self) -> Places {
@@ -222,7 +225,7 @@ impl Path for Ours {
                 let [near, _] = self.site.veth();
                 let device = if source == Source::Veth { near } else { self.site.tap() };
                 let report = send(dom0, &device, self.site, stream)?;
-                Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns })
+                Ok(Sent { sent: report.sent, elapsed_ns: report.elapsed_ns, started_ns: None })
             }
         }
     }
@@ -286,6 +289,9 @@ mod tests {
     #[test]
     fn the_report_of_our_generator() {
         let line = r#"{"sent":5,"bytes":300,"elapsed_ns":77,"stalls":0,"cut_short":false,"sink":null}"#;
-        assert_eq!(serde_json::from_str::<Sent>(line).unwrap(), Sent { sent: 5, elapsed_ns: 77 });
+        assert_eq!(
+            serde_json::from_str::<Sent>(line).unwrap(),
+            Sent { sent: 5, elapsed_ns: 77, started_ns: None }
+        );
     }
 }

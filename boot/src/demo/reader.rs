@@ -46,13 +46,22 @@ pub struct Reading<'a> {
     at: u64,
 }
 
+/// What a counter says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Count {
+    packets: u64,
+    ended_ns: Option<u64>,
+}
+
 /// What a reader read.
 #[derive(Debug, Default)]
 pub struct Arrived {
     /// Packets that the application read.
     pub packets: u64,
-    /// From the first to the last.
+    /// From the first to the last; 0 where that is not known.
     pub span_ns: u64,
+    /// When the last came, by dom0's clock, where the reader says so.
+    pub ended_ns: Option<u64>,
     /// Packets lost inside the guest, by place.
     pub lost: Vec<(String, u64)>,
     /// Packets per container; 1 without containers, where each travels alone.
@@ -80,7 +89,7 @@ impl Reader {
                 0
             }
             Reader::Host => file_len(dom0, HOST_LOG)?,
-            Reader::Counter(_) | Reader::Uplink(_) => self.count(dom0)?,
+            Reader::Counter(_) | Reader::Uplink(_) => self.count(dom0)?.packets,
         };
         Ok(Reading { reader: self, at })
     }
@@ -120,8 +129,9 @@ impl Reading<'_> {
                 of_report(&line)
             }
             Reader::Counter(_) | Reader::Uplink(_) => {
-                let packets = self.reader.settled(dom0)? - self.at;
-                Ok(Arrived { packets, packets_per_container: 1.0, ..Arrived::default() })
+                let Count { packets, ended_ns } = self.reader.settled(dom0)?;
+                let packets = packets - self.at;
+                Ok(Arrived { packets, ended_ns, packets_per_container: 1.0, ..Arrived::default() })
             }
             Reader::Sink(ip) => {
                 let question =
@@ -141,25 +151,27 @@ impl Reader {
         }
     }
 
-    fn count(&self, dom0: &mut Dom0) -> Result<u64> {
+    fn count(&self, dom0: &mut Dom0) -> Result<Count> {
         match self {
             Reader::Counter(file) => {
                 let text = dom0.shell(&format!("cat {file}"))?;
-                text.trim().parse().with_context(|| format!("{file} has {text:?}"))
+                let packets = text.trim().parse().with_context(|| format!("{file} has {text:?}"))?;
+                Ok(Count { packets, ended_ns: None })
             }
             Reader::Uplink(name) => {
-                let stats = backend::stats_of(dom0, "uplinks port sent")?;
+                let stats = backend::stats_of(dom0, "uplinks port sent sent_last_ns")?;
                 let uplinks = stats["uplinks"].as_array().context("drayage stats has no uplinks")?;
                 let uplink = uplinks.iter().find(|uplink| uplink["port"] == **name);
                 let uplink = uplink.with_context(|| format!("drayage stats has no uplink {name:?}"))?;
-                uplink["sent"].as_u64().context("drayage stats has no count of sent frames")
+                let packets = uplink["sent"].as_u64().context("drayage stats has no count of sent frames")?;
+                Ok(Count { packets, ended_ns: uplink["sent_last_ns"].as_u64() })
             }
             _ => bail!("{self:?} is no counter"),
         }
     }
 
     /// Returns a counter once it stands still.
-    fn settled(&self, dom0: &mut Dom0) -> Result<u64> {
+    fn settled(&self, dom0: &mut Dom0) -> Result<Count> {
         let mut last = self.count(dom0)?;
         for _ in 0..PATIENCE {
             dom0.shell("usleep 20000")?;
@@ -184,6 +196,7 @@ fn of_report(line: &str) -> Result<Arrived> {
     Ok(Arrived {
         packets: report.packets,
         span_ns: report.span_ns,
+        ended_ns: None,
         lost: vec![("full socket".into(), report.socket_full), ("bad datagram".into(), report.socket_errors)],
         packets_per_container: 1.0,
     })
@@ -199,6 +212,7 @@ fn parse_sink(line: &str) -> Result<Arrived> {
     Ok(Arrived {
         packets: number("packets")?,
         span_ns: number("last_ns")?.saturating_sub(number("first_ns")?),
+        ended_ns: None,
         lost: vec![
             ("guest's stack".into(), number("dropped")?),
             ("guest's driver".into(), number("dropped_by_nic")?),

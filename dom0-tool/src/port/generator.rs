@@ -48,7 +48,10 @@ pub struct Report {
     pub sent: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// From the first frame to the last, in nanoseconds.
+    /// When the stream began, in nanoseconds of the backend's clock (CLOCK_MONOTONIC).
+    #[serde(default)]
+    pub started_ns: u64,
+    /// From the first frame to the last, in nanoseconds: until it was written, which is before it is delivered.
     pub elapsed_ns: u64,
     /// How often there was no room, and the generator waited.
     pub stalls: u64,
@@ -139,6 +142,7 @@ impl Generator {
     /// Returns how many frames may be sent now.
     pub fn due(&mut self, now_ns: u64) -> u64 {
         let started_ns = *self.started_ns.get_or_insert(now_ns);
+        self.report.started_ns = started_ns;
         let left = self.count - self.report.sent;
         match self.rate {
             None => left,

@@ -20,7 +20,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Adds an uplink to a segment. `None` when there are too many ports.
     pub fn add_uplink(&mut self, segment: Segment, link: Box<dyn Uplink>) -> Option<PortId> {
         let id = self.fabric.vacancy()?;
-        let kind = Kind::Uplink { link, counters: UplinkCounters::default() };
+        let kind = Kind::Uplink { link, counters: UplinkCounters::default(), stamped: 0 };
         self.fabric.ports[usize::from(id.0)] = Some(Port { segment, guard: Guard::default(), kind });
         Some(id)
     }
@@ -49,7 +49,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Counts a sleep that an uplink ended, for whoever waits on the worker's behalf.
     pub fn note_uplink_wakeup(&mut self, id: PortId, readiness: Readiness) {
         self.glances.note_wakeup(self.counters.passes, id);
-        if let Some(Port { kind: Kind::Uplink { link, counters }, .. }) = self.fabric.port_mut(id) {
+        if let Some(Port { kind: Kind::Uplink { link, counters, .. }, .. }) = self.fabric.port_mut(id) {
             counters.wakeups += 1;
             if readiness == Readiness::Failed {
                 link.clear_error();
@@ -60,7 +60,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
     /// Returns an uplink's counters.
     pub fn uplink_counters(&self, id: PortId) -> Option<UplinkCounters> {
         match &self.fabric.ports.get(usize::from(id.0))?.as_ref()?.kind {
-            Kind::Uplink { link, counters } => {
+            Kind::Uplink { link, counters, .. } => {
                 Some(UplinkCounters { receive_drops: link.receive_drops(), by: link.by(), ..*counters })
             }
             Kind::Guest { .. } | Kind::Trunk(_) => None,
@@ -76,7 +76,7 @@ impl<X: Xen, C: Clock> Worker<X, C> {
             }
             let glance = self.glances.of(self.counters.passes, at);
             let Some(mut port) = self.fabric.ports[at].take() else { continue };
-            if let Kind::Uplink { link, counters } = &mut port.kind
+            if let Kind::Uplink { link, counters, .. } = &mut port.kind
                 && (glance != Glance::None || link.has_own())
             {
                 let before = counters.received;

@@ -255,7 +255,8 @@ impl Source {
             self.sent += 1;
         }
         if self.sent >= last {
-            if !udp.is_flushed() {
+            // Sent is what the other end has taken, not what lies in a ring.
+            if !udp.is_flushed() || !net.is_drained() {
                 return Next::OnTraffic;
             }
             self.state = State::Sent { in_ns: elapsed_ns };

@@ -95,6 +95,25 @@ fn find_v4(frame: &[u8]) -> Option<Packet> {
     })
 }
 
+/// Returns the source's and the destination's address of an IPv4 packet, as they lie in the frame. Whether it is one is
+/// not looked at.
+#[inline]
+pub(crate) fn addresses_v4(frame: &[u8]) -> Option<&[u8; 8]> {
+    frame.get(ETHERNET_BYTES + 12..)?.first_chunk()
+}
+
+/// Returns the hops that an IPv4 packet without options has left, and its frame's length without what pads it; none if
+/// it is no such packet, or broken.
+#[inline]
+pub(crate) fn find_plain_v4(frame: &[u8]) -> Option<(u8, usize)> {
+    let head = frame.first_chunk::<{ ETHERNET_BYTES + IPV4_BYTES }>()?;
+    let header: &[u8; IPV4_BYTES] = head.last_chunk()?;
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let plain = head[12..15] == [0x08, 0x00, 0x45];
+    let whole = total >= IPV4_BYTES && frame.len() >= ETHERNET_BYTES + total;
+    (plain && whole && sum_is_good(header)).then_some((header[8], ETHERNET_BYTES + total))
+}
+
 /// Tells whether a header without options sums up to what it should; the byte order does not matter (RFC 1071).
 fn sum_is_good(header: &[u8; IPV4_BYTES]) -> bool {
     let (words, _) = header.as_chunks::<4>();

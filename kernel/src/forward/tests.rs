@@ -287,3 +287,81 @@ fn more_than_can_wait_is_counted() {
     assert_eq!(asked.len(), RESERVED, "questions leave all the same");
     assert!(asked.iter().all(|frame| frame[12..14] == [8, 6]));
 }
+
+/// A router that knows 10.0.1.9.
+fn acquainted() -> Router {
+    let mut router = router();
+    router.step(0, &datagram("10.0.0.9", "10.0.1.9", 64, 18), 0);
+    router.step(1, &arp(2, (FAR, [10, 0, 1, 9]), [10, 0, 1, 1]), 0);
+    ready(&mut router, 1);
+    router
+}
+
+/// Sets the sum of an IPv4 header right.
+fn with_sum(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[24..26].fill(0);
+    let check = !sum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&check.to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_packet_is_treated_the_same_whether_or_not_one_like_it_was_before() {
+    let (mut remembers, mut forgets) = (acquainted(), acquainted());
+    let usual = datagram("10.0.0.9", "10.0.1.9", 64, 18);
+    let mut compare = |frame: &[u8], what: &str, at: usize| {
+        for router in [&mut remembers, &mut forgets] {
+            assert!(matches!(router.step(0, &usual, 1), Step::Cross(_)));
+        }
+        forgets.forget_decisions();
+        assert_eq!(remembers.step(0, frame, 1), forgets.step(0, frame, 1), "{what} {at}");
+        assert_eq!(remembers.counted(0), forgets.counted(0), "{what} {at}");
+    };
+    for at in 0..usual.len() {
+        for value in 0..=255 {
+            let mut frame = usual.clone();
+            frame[at] = value;
+            compare(&frame, "byte", at);
+            compare(&with_sum(frame), "byte, under a right sum,", at);
+        }
+        compare(&usual[..at], "length", at);
+    }
+    for len in 61..80 {
+        let mut frame = usual.clone();
+        frame.resize(len, 0);
+        compare(&frame, "padded to", len);
+    }
+    let long = datagram("10.0.0.9", "10.0.1.9", 64, 1473);
+    compare(&long, "longer than the next link takes by", 1);
+    // More senders than there are places.
+    for sender in 0..200 {
+        let source = alloc::format!("10.0.0.{}", 10 + sender % 100);
+        compare(&datagram(&source, "10.0.1.9", 64, 18), "sender", sender);
+    }
+}
+
+#[test]
+fn what_is_remembered_does_not_outlive_a_change() {
+    let usual = datagram("10.0.0.9", "10.0.1.9", 64, 18);
+    const MOVED: Mac = [2, 0, 0, 0, 1, 10];
+    let step_after = |change: fn(&mut Router)| {
+        let mut router = acquainted();
+        assert!(matches!(router.step(0, &usual, 1), Step::Cross(Crossing { next: FAR, .. })));
+        change(&mut router);
+        router.step(0, &usual, 1)
+    };
+    let moved = step_after(|router| {
+        router.step(1, &arp(2, (MOVED, [10, 0, 1, 9]), [10, 0, 1, 1]), 1);
+    });
+    assert!(matches!(moved, Step::Cross(Crossing { next: MOVED, .. })), "{moved:?}");
+    let down = step_after(|router| router.set_carrier(1, Carrier::Down));
+    assert_eq!(down, Step::Done);
+    let renamed = step_after(|router| {
+        router.configure(1, MOVED, 1514, &["10.0.1.1/24".parse().unwrap()], core::iter::empty());
+    });
+    assert!(matches!(renamed, Step::Cross(Crossing { next: FAR, own: MOVED, .. })), "{renamed:?}");
+    let short = step_after(|router| {
+        router.configure(1, MAC[1], 59, &["10.0.1.1/24".parse().unwrap()], core::iter::empty());
+    });
+    assert_eq!(short, Step::Done, "one byte too long");
+}

@@ -73,6 +73,9 @@ impl Nic for Tape {
     fn rearm(&mut self) -> Rearmed {
         Rearmed::Armed
     }
+    fn drain(&mut self) -> bool {
+        true
+    }
     fn counters(&self) -> Counters {
         self.counters
     }
@@ -139,7 +142,7 @@ impl Machine for Deck {
 }
 
 /// Returns the frame of a datagram from 10.0.0.1 to 10.0.0.2.
-fn datagram(port: u16, len: usize) -> Vec<u8> {
+pub(super) fn datagram(port: u16, len: usize) -> Vec<u8> {
     let mut frame = alloc::vec![0; len];
     frame[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
     let ip = (len - 14) as u16;

@@ -15,11 +15,18 @@ use super::{UDP_TX_BYTES, UDP_TX_DATAGRAMS};
 pub(super) trait Card {
     /// See [`Nic::send_datagram`].
     fn send(&mut self, template: &mut Template, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool;
+
+    /// See [`Nic::drain`].
+    fn drain(&mut self) -> bool;
 }
 
 impl<N: Nic> Card for N {
     fn send(&mut self, template: &mut Template, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
         self.send_datagram(template, bytes, fill)
+    }
+
+    fn drain(&mut self) -> bool {
+        Nic::drain(self)
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct FakeNic {
     /// Frames that may be staged before the ring is full.
     pub(crate) room: Rc<Cell<usize>>,
     pub(crate) armed: Rc<Cell<usize>>,
+    /// The most frames that were flushed at once.
+    pub(crate) most_flushed: Rc<Cell<usize>>,
     /// The largest frame.
     pub(crate) frame_bytes: usize,
     /// Datagrams that did not come from the stack.
@@ -43,6 +45,7 @@ pub(crate) fn wire() -> (FakeNic, FakeNic) {
         staged: VecDeque::new(),
         room: Rc::new(Cell::new(usize::MAX)),
         armed: Rc::default(),
+        most_flushed: Rc::default(),
         frame_bytes: 1514,
         short: 0,
         counters: Counters::default(),
@@ -113,12 +116,17 @@ impl Nic for FakeNic {
         self.mac
     }
     fn flush(&mut self) {
+        self.most_flushed.set(self.most_flushed.get().max(self.staged.len()));
         self.tx.borrow_mut().append(&mut self.staged);
     }
     fn rearm(&mut self) -> Rearmed {
         self.armed.set(self.armed.get() + 1);
         assert!(self.staged.is_empty(), "asleep with frames that were not flushed");
         if self.rx.borrow().is_empty() { Rearmed::Armed } else { Rearmed::WorkWaiting }
+    }
+    fn drain(&mut self) -> bool {
+        self.flush();
+        self.tx.borrow().is_empty()
     }
     fn counters(&self) -> Counters {
         self.counters

@@ -23,7 +23,7 @@ pub(super) struct Ingress<'a> {
 /// Where a frame went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Went {
-    /// Into a queue: that is all that it takes.
+    /// Into a queue, or on to another interface: that is all that it takes.
     Short,
     /// Any other way.
     Long,
@@ -47,7 +47,8 @@ impl Ingress<'_> {
             let mut went = Went::Long;
             let taken = take_frame(nic, now, interface, sockets, |frame| {
                 watch.batch_bytes += frame.len();
-                if transit.is_some_and(|transit| transit.take(frame) == Taken::Taken) {
+                if transit.as_mut().is_some_and(|transit| transit.take(frame) == Taken::Taken) {
+                    went = Went::Short;
                     return Sorted::Taken;
                 }
                 if inboxes.sort(frame) == Sorted::Taken {
@@ -60,6 +61,9 @@ impl Ingress<'_> {
                 }
             });
             if taken.is_none() {
+                if let Some(transit) = transit {
+                    transit.note_drained();
+                }
                 return frames > 0;
             }
             long += usize::from(went == Went::Long);

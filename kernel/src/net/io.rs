@@ -71,6 +71,12 @@ impl<'a> Net<'a> {
         TcpHandle(self.sockets.add(tcp::Socket::new(buffer(receive_bytes), buffer(send_bytes))))
     }
 
+    /// Tells whether the other end has taken everything that was sent by the interface; where it has not, the app is
+    /// called when it has.
+    pub fn is_drained(&mut self) -> bool {
+        self.card.as_mut().is_none_or(|card| card.drain())
+    }
+
     /// Returns a UDP socket.
     pub fn udp(&mut self, handle: UdpHandle) -> Udp<'_> {
         let card: Option<&mut dyn Card> = match &mut self.card {

@@ -18,7 +18,7 @@ use super::egress::Card;
 use super::ingress::{self, Ingress};
 use super::io::Net;
 use super::nic::{Counters, Nic};
-use super::transit::{BLOCKED_NS, Transit};
+use super::transit::{BLOCKED_NS, Passage, Transit};
 use super::watch::{Transmit, Watch, Watched};
 use crate::app::{App, Next, Starter};
 use crate::forward::Routed;
@@ -46,8 +46,8 @@ pub(super) struct Link {
     counters: Counters,
     /// What the router had counted by then, in a guest that is one.
     routed: Routed,
-    /// Since when the other interface has taken nothing, so that nothing is taken here.
-    blocked_since_ns: Option<u64>,
+    /// What goes on to the other interface of a router.
+    passage: Passage,
 }
 
 /// What the stack cannot change its mind about.
@@ -114,7 +114,7 @@ impl Link {
             announced: 0,
             counters: nic.counters(),
             routed: Routed::default(),
-            blocked_since_ns: None,
+            passage: Passage::default(),
         })
     }
 
@@ -168,7 +168,7 @@ impl Link {
         self.interface.poll_maintenance(now);
         if let Some(transit) = &mut transit {
             let Identity { mac, frame_bytes, .. } = self.identity;
-            transit.begin(&mut self.interface, mac.0, frame_bytes, self.blocked_since_ns);
+            transit.begin(&mut self.interface, mac.0, frame_bytes, self.passage);
         }
         ingress::begin(&mut self.inboxes, nic, &self.interface, now_ns);
         let mut moved = self.ingress().take_batch(nic, transit.as_mut(), now);
@@ -195,7 +195,7 @@ impl Link {
         if let Some(transit) = transit {
             let ended = transit.end(nic);
             moved |= ended.has_sent;
-            (self.routed, self.blocked_since_ns) = (ended.routed, ended.blocked_since_ns);
+            (self.routed, self.passage) = (ended.routed, ended.passage);
         }
         // The stack does not report everything that it sends of its own accord, such as a question for a
         // neighbour's address.
@@ -221,7 +221,7 @@ impl Link {
             Next::At(at) => Some(at),
             Next::OnTraffic | Next::Done => None,
         };
-        let blocked = self.blocked_since_ns.map(|since| since.saturating_add(BLOCKED_NS));
+        let blocked = self.passage.blocked_since_ns.map(|since| since.saturating_add(BLOCKED_NS));
         let blocked = blocked.filter(|at| *at > now_ns);
         stack.into_iter().chain(app).chain(blocked).min()
     }
@@ -229,7 +229,7 @@ impl Link {
     /// Tells whether packets wait here until another interface has room. Then there is no reason to stay awake
     /// for them: an event tells when there is.
     pub(super) fn is_blocked(&self, now_ns: u64) -> bool {
-        self.blocked_since_ns.is_some_and(|since| now_ns - since < BLOCKED_NS)
+        self.passage.blocked_since_ns.is_some_and(|since| now_ns - since < BLOCKED_NS)
     }
 
     /// Lets the app say its last words.

@@ -20,8 +20,26 @@ pub trait Nic: Device {
     /// something waits for room.
     fn rearm(&mut self) -> Rearmed;
 
+    /// Hands over what was sent, and returns whether the other end has taken everything; where it has not, [`Nic::rearm`]
+    /// asks for an event when it has.
+    fn drain(&mut self) -> bool;
+
     /// Returns what it has counted since it was found.
     fn counters(&self) -> Counters;
+
+    /// Returns whether a frame of so many bytes, which is not too long, finds room; if not, it is as after a `transmit`
+    /// that was refused.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        let _ = bytes;
+        self.transmit(Instant::ZERO).is_some()
+    }
+
+    /// Sends a frame of so many bytes that `fill` writes in place, for which there is room.
+    fn send_frame(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) {
+        if let Some(token) = self.transmit(Instant::ZERO) {
+            token.consume(bytes, fill);
+        }
+    }
 
     /// Sends a datagram of so many bytes whose headers are known and that `fill` writes in place, in a frame that is not
     /// too long. Returns whether there was room; without, `fill` was not called, and it is as after a `transmit` that

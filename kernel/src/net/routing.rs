@@ -11,7 +11,9 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{tcp, udp};
 use smoltcp::wire::IpAddress;
 
-use super::fake::{FakeMachine, Host, wire};
+use super::allocation::datagram;
+use super::fake::{FakeMachine, FakeNic, Host, wire};
+use super::nic::Nic;
 use super::run::{Change, run};
 use crate::control::Request;
 use crate::seed::{Seed, SeedSource};
@@ -155,4 +157,62 @@ fn a_way_out_that_takes_nothing_blocks_nobody_for_long() {
         0,
     );
     assert!(answered_at_ns > 400 * MS, "the counters are told all along\n{console}");
+}
+
+fn send_by_far(far: &mut FakeNic, frame: &[u8]) {
+    far.send_frame(frame.len(), |place| place.copy_from_slice(frame));
+    far.flush();
+}
+
+/// Frames for one neighbour on the other side.
+fn crossing(count: usize) -> impl Iterator<Item = Vec<u8>> {
+    let mut frame = datagram(9, 60);
+    frame[30..34].copy_from_slice(&[10, 0, 1, 1]);
+    frame[24..26].fill(0);
+    let check = !drayage_wire::checksum::sum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&check.to_be_bytes());
+    core::iter::repeat_n(frame, count)
+}
+
+#[test]
+fn what_is_passed_on_is_heard_of_by_the_container_and_no_later_than_all_came_in() {
+    const COUNT: usize = 3000;
+    let settings = Settings::parse("app=forward ip=10.0.0.2/24 ip1=10.0.1.254/24").unwrap();
+    let (first, mut far) = wire();
+    let (mut second, mut second_peer) = wire();
+    (second.mac, second_peer.mac) = ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]);
+    let most = Rc::clone(&second.most_flushed);
+    let mut host = Host::new(second_peer, &["10.0.1.1/24"]);
+    let handle = host.udp(9);
+    let (mut sleeps, mut received) = (0, 0);
+    let mut machine = FakeMachine {
+        now_ns: MS,
+        nics: Vec::from([(0, first), (1, second)]),
+        changes: VecDeque::from([Change::Up(0), Change::Up(1)]),
+        slept: Vec::new(),
+        world: Box::new(|now_ns, changes| {
+            sleeps += 1;
+            // The first frame finds out where the others go.
+            let counts = [(1, 1), (10, COUNT)];
+            if let Some((_, count)) = counts.iter().find(|(at, _)| *at == sleeps) {
+                for frame in crossing(*count) {
+                    send_by_far(&mut far, &frame);
+                }
+            }
+            let before = received;
+            host.poll(now_ns);
+            while socket(&mut host, handle).recv().is_ok() {
+                received += 1;
+            }
+            if sleeps == 11 {
+                assert_eq!(received - before, COUNT, "all of them are there when the guest sleeps again");
+                changes.push_back(Change::Stop(Request::PowerOff));
+            }
+            Some(now_ns + MS)
+        }),
+    };
+    run(&mut machine, &mut String::new(), &settings, SEED);
+    drop(machine);
+    let frames = 65_536 / 60;
+    assert!((frames..=frames + 256).contains(&most.get()), "{} at once", most.get());
 }

@@ -2,7 +2,7 @@
 //! copied once into what the other interface sends. It knows two cards and the router's decisions, and no header.
 
 use smoltcp::iface::Interface;
-use smoltcp::phy::{Device, TxToken};
+use smoltcp::phy::TxToken;
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpCidr};
 
@@ -14,17 +14,34 @@ use crate::forward::{Routed, Router, Step};
 /// nothing must not keep the rest of the guest from working.
 pub(super) const BLOCKED_NS: u64 = 100_000_000;
 
+/// Bytes that are passed on before the other end hears of them, while more come in: so many fill the largest container.
+const HEARD_OF_BYTES: usize = 64 << 10;
+
 /// A router and the way out, for the length of a turn.
 #[derive(Debug)]
-pub(super) struct Transit<'t, D> {
+pub(super) struct Transit<'t, N> {
     router: &'t mut Router,
     /// The side whose turn it is.
     side: usize,
     /// The other side's card; none while there is none.
-    out: Option<&'t mut D>,
+    out: Option<&'t mut N>,
+    /// The longest frame that leaves by it.
+    longest: usize,
+    /// It has room for one.
+    has_room: bool,
     now_ns: u64,
-    crossed: usize,
-    blocked_since_ns: Option<u64>,
+    passage: Passage,
+    /// Nothing more is there to be taken in.
+    drained: bool,
+}
+
+/// What an interface remembers of what it passes on, from turn to turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Passage {
+    /// Since when the other one has no room.
+    pub(super) blocked_since_ns: Option<u64>,
+    /// Bytes that it was given and has not handed over.
+    unheard_bytes: usize,
 }
 
 /// Whether a frame was taken from the stack.
@@ -41,24 +58,28 @@ pub(super) enum Taken {
 pub(super) struct Ended {
     pub(super) has_sent: bool,
     pub(super) routed: Routed,
-    pub(super) blocked_since_ns: Option<u64>,
+    pub(super) passage: Passage,
 }
 
-impl<'t, D> Transit<'t, D> {
-    pub(super) fn new(router: &'t mut Router, side: usize, out: Option<&'t mut D>, now_ns: u64) -> Self {
-        Self { router, side, out, now_ns, crossed: 0, blocked_since_ns: None }
+impl<'t, N> Transit<'t, N> {
+    pub(super) fn new(router: &'t mut Router, side: usize, out: Option<&'t mut N>, now_ns: u64) -> Self {
+        let longest = router.longest_frame_bytes(1 - side);
+        let passage = Passage::default();
+        Self { router, side, out, longest, has_room: false, now_ns, passage, drained: false }
     }
 }
 
-impl<D: Device> Transit<'_, D> {
+impl<N: Nic> Transit<'_, N> {
     /// Tells whether a frame may be taken in: one that crosses finds room.
+    #[inline]
     pub(super) fn is_open(&mut self) -> bool {
         let Some(out) = &mut self.out else { return true };
-        if out.transmit(Instant::ZERO).is_some() {
-            self.blocked_since_ns = None;
+        self.has_room = out.has_room(self.longest);
+        if self.has_room {
+            self.passage.blocked_since_ns = None;
             return true;
         }
-        let since_ns = *self.blocked_since_ns.get_or_insert(self.now_ns);
+        let since_ns = *self.passage.blocked_since_ns.get_or_insert(self.now_ns);
         self.now_ns - since_ns >= BLOCKED_NS
     }
 
@@ -69,37 +90,40 @@ impl<D: Device> Transit<'_, D> {
             Step::Done => return Taken::Taken,
             Step::Cross(crossing) => crossing,
         };
-        match self.out.as_mut().and_then(|out| out.transmit(Instant::ZERO)) {
-            Some(token) => {
+        match self.out.as_mut().filter(|_| self.has_room) {
+            Some(out) => {
                 let from = &frame[..crossing.frame_bytes];
-                token.consume(from.len(), |to| {
+                out.send_frame(from.len(), |to| {
                     pass_on(from, to, crossing.family, crossing.next, crossing.own);
                 });
-                self.crossed += 1;
+                self.passage.unheard_bytes += from.len();
                 self.router.has_crossed(self.side);
             }
             None => self.router.was_full(self.side),
         }
         Taken::Taken
     }
-}
 
-impl<N: Nic> Transit<'_, N> {
+    /// Notes that nothing more is there to be taken in.
+    pub(super) fn note_drained(&mut self) {
+        self.drained = true;
+    }
+
     /// Begins a turn: the router learns what has changed on the interface.
     pub(super) fn begin(
         &mut self,
         interface: &mut Interface,
         mac: Mac,
         frame_bytes: usize,
-        blocked_since_ns: Option<u64>,
+        passage: Passage,
     ) {
-        self.blocked_since_ns = blocked_since_ns;
+        self.passage = passage;
         let gateways = gateways(interface).into_iter().flatten();
         self.router.configure(self.side, mac, frame_bytes, interface.ip_addrs(), gateways);
     }
 
     /// Ends a turn: what waited for its chance leaves, and the other side is told of what it got.
-    pub(super) fn end(self, nic: &mut N) -> Ended {
+    pub(super) fn end(mut self, nic: &mut N) -> Ended {
         self.router.maintain(self.side, self.now_ns);
         let mut has_sent = false;
         while self.router.has_ready(self.side) {
@@ -108,13 +132,16 @@ impl<N: Nic> Transit<'_, N> {
             token.consume(frame.len(), |to| to.copy_from_slice(frame));
             has_sent = true;
         }
-        if self.crossed > 0
+        let Passage { unheard_bytes, blocked_since_ns } = self.passage;
+        let nothing_follows = self.drained || blocked_since_ns.is_some();
+        if (unheard_bytes > 0 && nothing_follows || unheard_bytes >= HEARD_OF_BYTES)
             && let Some(out) = self.out
         {
             out.flush();
+            self.passage.unheard_bytes = 0;
         }
         let routed = self.router.counted(self.side);
-        Ended { has_sent, routed, blocked_since_ns: self.blocked_since_ns }
+        Ended { has_sent, routed, passage: self.passage }
     }
 }
 

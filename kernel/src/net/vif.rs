@@ -22,6 +22,18 @@ impl<P: Platform> Nic for Vif<P> {
         }
     }
 
+    fn has_room(&mut self, bytes: usize) -> bool {
+        Self::has_room(self, bytes)
+    }
+
+    fn send_frame(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) {
+        Self::send_frame(self, bytes, fill);
+    }
+
+    fn drain(&mut self) -> bool {
+        Self::drain(self)
+    }
+
     fn send_datagram(
         &mut self,
         template: &mut Template,
