@@ -7,27 +7,21 @@
 
 mod decisions;
 mod neighbours;
+mod outbox;
 pub(crate) mod packet;
 mod talk;
 
 use alloc::boxed::Box;
-use alloc::vec;
 
 use decisions::{Decision, Decisions, pair};
 use neighbours::{Due, Neighbours, Reason};
+use outbox::{Outbox, State, WAITING};
 use packet::{Address, Family, Found, Mac, Packet, find, mapped, rewrite, stays_on_link};
 use smoltcp::wire::{IpAddress, IpCidr};
 use talk::{Trouble, hear, write_error, write_question};
 
 /// Addresses of one interface that count: as many as the stack has.
 const PREFIXES: usize = 8;
-/// Frames that wait on one interface at most.
-const WAITING: usize = 16;
-/// Those of its places that are never taken by what waits for a neighbour: without them, the question for it would
-/// find none where packets came faster than it could be asked.
-const RESERVED: usize = 4;
-/// The longest of them.
-const WAITING_BYTES: usize = 1514;
 /// Errors in a row…
 const ERROR_BURST: u32 = 32;
 /// …and the time after which one more may be sent (RFC 1812, 4.3.2.8; RFC 4443, 2.4 f).
@@ -117,33 +111,6 @@ struct Prefix {
     /// 0 where there is none.
     address: Address,
     mask: Address,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    state: State,
-    len: usize,
-    bytes: Box<[u8]>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Free,
-    /// It can leave.
-    Ready,
-    /// It leaves once this neighbour is known. Its bytes are as they came in on that side.
-    For {
-        next: Address,
-        packet: Packet,
-        from: usize,
-    },
-}
-
-#[derive(Debug)]
-struct Outbox {
-    frames: [Waiting; WAITING],
-    /// Those that can leave.
-    ready: usize,
 }
 
 /// Errors that may be sent.
@@ -493,40 +460,6 @@ fn key(address: IpAddress) -> Address {
     match address {
         IpAddress::Ipv4(address) => mapped(address.octets()),
         IpAddress::Ipv6(address) => address.to_bits(),
-    }
-}
-
-impl Outbox {
-    fn new() -> Self {
-        let waiting =
-            |_| Waiting { state: State::Free, len: 0, bytes: vec![0; WAITING_BYTES].into_boxed_slice() };
-        Self { frames: core::array::from_fn(waiting), ready: 0 }
-    }
-
-    /// Returns a free place; one whose bytes are out on loan is none.
-    fn place(&mut self) -> Option<&mut Waiting> {
-        self.frames.iter_mut().find(|waiting| waiting.state == State::Free && !waiting.bytes.is_empty())
-    }
-
-    /// Adds a copy of a frame and returns it, if there is room.
-    fn add(&mut self, frame: &[u8], state: State) -> Option<&mut [u8]> {
-        let free = |waiting: &Waiting| waiting.state == State::Free && frame.len() <= waiting.bytes.len();
-        let first = if state == State::Ready { 0 } else { RESERVED };
-        let place = self.frames.iter_mut().skip(first).find(|waiting| free(waiting))?;
-        self.ready += usize::from(state == State::Ready);
-        (place.len, place.state) = (frame.len(), state);
-        let bytes = place.bytes.get_mut(..frame.len())?;
-        bytes.copy_from_slice(frame);
-        Some(bytes)
-    }
-
-    /// Lets a frame be written that can leave at once; tells whether there was room, and something to say.
-    fn write(&mut self, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
-        let Some(place) = self.place() else { return false };
-        let Some(len) = write(&mut place.bytes) else { return false };
-        (place.len, place.state) = (len, State::Ready);
-        self.ready += 1;
-        true
     }
 }
 

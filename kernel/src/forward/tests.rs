@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::outbox::RESERVED;
 use super::*;
 use drayage_wire::checksum::sum;
 
