@@ -13,6 +13,7 @@ pub(super) const WAITING: usize = 16;
 pub(super) const RESERVED: usize = 4;
 /// The longest of them.
 const WAITING_BYTES: usize = 1514;
+
 /// A place for a frame.
 #[derive(Debug)]
 pub(super) struct Waiting {
